@@ -25,7 +25,9 @@ def _load() -> tuple[ModuleType | _Missing, str | None]:
     try:
         built_for = importlib.import_module("fastconv._build").TORCH_VERSION
     except ModuleNotFoundError:
-        return _fail("The fastconv extension is not built; run 'pip install --no-build-isolation .' in its source tree.")
+        return _fail(
+            "The fastconv extension is not built; run 'pip install --no-build-isolation .' in its source tree."
+        )
     if built_for != torch.__version__:
         return _fail(
             f"The fastconv extension was built for torch {built_for}, but torch {torch.__version__} is installed; "

@@ -23,12 +23,14 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-using Fprop = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t);
+using Fprop = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef,
+                     int64_t);
 using Act = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, IntArrayRef, IntArrayRef,
                    IntArrayRef, int64_t, c10::string_view, double);
 using Dgrad = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
                      IntArrayRef, int64_t);
-using Wgrad = Tensor(const Tensor&, const Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool);
+using Wgrad = Tensor(const Tensor&, const Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, int64_t,
+                     bool);
 
 template <class Signature>
 auto handle(const char* name) {
@@ -54,7 +56,8 @@ Tensor call_wgrad(const Tensor& dy, const Tensor& x, const Tensor& like_w, const
   return op.call(dy, x, like_w.sym_sizes().slice(2), g.stride, g.padding, g.dilation, g.groups, channels_last);
 }
 
-// --- running ----------------------------------------------------------------------------------------------------------
+// --- running
+// ----------------------------------------------------------------------------------------------------------
 
 Tensor dense(const Tensor& tensor, Layout layout) { return tensor.contiguous(format_of(layout)); }
 Tensor value_or_undefined(const OptionalTensor& tensor) { return tensor ? tensor->contiguous() : Tensor(); }
@@ -100,7 +103,8 @@ Tensor run_wgrad(const Tensor& dy, const Tensor& x, IntArrayRef kernel_size, Int
   return p.n * p.y_elements() == 0 ? dw.zero_() : dw;
 }
 
-// --- differentiating --------------------------------------------------------------------------------------------------
+// --- differentiating
+// --------------------------------------------------------------------------------------------------
 
 void save_geometry(AutogradContext* ctx, const ConvGeometry& g) {
   ctx->saved_data["stride"] = g.stride.vec();
@@ -309,7 +313,8 @@ Tensor autograd_wgrad(const Tensor& dy, const Tensor& x, SymIntArrayRef kernel_s
   return op.call(dy, x, kernel_size, stride, padding, dilation, groups, channels_last);
 }
 
-// --- autocast: convolutions run in the lower precision, as torch's do -------------------------------------------------
+// --- autocast: convolutions run in the lower precision, as torch's do
+// -------------------------------------------------
 
 template <c10::DispatchKey key, c10::DeviceType device>
 struct Autocast {
@@ -327,7 +332,8 @@ struct Autocast {
                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                     c10::string_view activation, double alpha) {
     c10::impl::ExcludeDispatchKeyGuard guard(key);
-    return call_act(cast(x), cast(w), cast(bias), cast(residual), {stride, padding, dilation, groups}, activation, alpha);
+    return call_act(cast(x), cast(w), cast(bias), cast(residual), {stride, padding, dilation, groups}, activation,
+                    alpha);
   }
   static Tensor dgrad(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, SymIntArrayRef input_size,
                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
@@ -346,14 +352,22 @@ struct Autocast {
 TORCH_LIBRARY_FRAGMENT(fastconv, m) {
   m.set_python_module("fastconv.ops.conv2d");
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[4] padding, int[2] dilation, int groups) "
-        "-> Tensor", tags);
-  m.def("conv2d_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[4] padding, "
-        "int[2] dilation, int groups, str activation, float alpha) -> Tensor", tags);
-  m.def("conv2d_dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[2] input_size, int[2] stride, int[4] padding, "
-        "int[2] dilation, int groups) -> Tensor", tags);
-  m.def("conv2d_wgrad(Tensor dy, Tensor x, SymInt[2] kernel_size, int[2] stride, int[4] padding, int[2] dilation, "
-        "int groups, bool channels_last) -> Tensor", tags);
+  m.def(
+      "conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[4] padding, int[2] dilation, int groups) "
+      "-> Tensor",
+      tags);
+  m.def(
+      "conv2d_act(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[4] padding, "
+      "int[2] dilation, int groups, str activation, float alpha) -> Tensor",
+      tags);
+  m.def(
+      "conv2d_dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[2] input_size, int[2] stride, int[4] padding, "
+      "int[2] dilation, int groups) -> Tensor",
+      tags);
+  m.def(
+      "conv2d_wgrad(Tensor dy, Tensor x, SymInt[2] kernel_size, int[2] stride, int[4] padding, int[2] dilation, "
+      "int groups, bool channels_last) -> Tensor",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(fastconv, CompositeExplicitAutograd, m) {

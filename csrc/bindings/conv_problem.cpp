@@ -26,7 +26,8 @@ void set_geometry(Problem& p, const ConvGeometry& g) {
   p.w.pad_lo = g.padding[2], p.w.pad_hi = g.padding[3];
   p.groups = g.groups;
   TORCH_CHECK(p.groups > 0, "groups must be positive, but is ", p.groups, ".");
-  TORCH_CHECK(p.h.stride > 0 && p.w.stride > 0, "stride must be positive, but is (", p.h.stride, ", ", p.w.stride, ").");
+  TORCH_CHECK(p.h.stride > 0 && p.w.stride > 0, "stride must be positive, but is (", p.h.stride, ", ", p.w.stride,
+              ").");
   TORCH_CHECK(p.h.dilation > 0 && p.w.dilation > 0, "dilation must be positive, but is (", p.h.dilation, ", ",
               p.w.dilation, ").");
   TORCH_CHECK(p.h.pad_lo >= 0 && p.w.pad_lo >= 0, "padding must not be negative, but is (", p.h.pad_lo, ", ",
@@ -52,8 +53,7 @@ void set_bias(Problem& p, const OptionalTensor& bias, const at::Tensor& like) {
 void check_reach(const Axis& a, const char* axis) {
   int64_t reach, padded;
   const bool overflow = __builtin_mul_overflow(a.dilation, a.window - 1, &reach) ||
-                        __builtin_add_overflow(reach, 1, &reach) ||
-                        __builtin_add_overflow(a.in, a.pad_lo, &padded) ||
+                        __builtin_add_overflow(reach, 1, &reach) || __builtin_add_overflow(a.in, a.pad_lo, &padded) ||
                         __builtin_add_overflow(padded, a.pad_hi, &padded);
   TORCH_CHECK(!overflow && reach < (int64_t{1} << 61) && padded < (int64_t{1} << 61), "dilation ", a.dilation,
               " or padding ", a.pad_lo, " along ", axis, " is too large: sizes must fit 64 bits.");
@@ -63,8 +63,8 @@ void set_output(Axis& a, const char* axis) {
   check_reach(a, axis);
   const int64_t padded = a.in + a.pad_lo + a.pad_hi;
   TORCH_CHECK(a.window > 0, "weight's size along ", axis, " must be positive, but is ", a.window, ".");
-  TORCH_CHECK(padded >= a.reach(), "The kernel reaches over ", a.reach(), " along ", axis,
-              " (size ", a.window, ", dilation ", a.dilation, "), but the padded input has only ", padded, ".");
+  TORCH_CHECK(padded >= a.reach(), "The kernel reaches over ", a.reach(), " along ", axis, " (size ", a.window,
+              ", dilation ", a.dilation, "), but the padded input has only ", padded, ".");
   a.out = window_output(a, false);
 }
 

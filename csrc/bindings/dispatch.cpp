@@ -4,6 +4,8 @@
 
 #include <c10/core/CPUAllocator.h>
 
+#include <atomic>
+#include <chrono>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
@@ -31,6 +33,7 @@ struct Cache {
   std::shared_mutex mutex;
   std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans;
   py::object planner;
+  py::object trace;
 };
 
 Cache& cache() {
@@ -44,8 +47,10 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
   py::object kernel = cache().planner(py::cast(problem), c10::DeviceTypeName(device, /*lower_case=*/true));
   auto* plan = new Plan;
   const py::object native = kernel.attr("native");
-  if (native.is_none()) plan->kernel = std::move(kernel);
-  else plan->native = &cpu_kernels().at(native.cast<size_t>());
+  if (native.is_none())
+    plan->kernel = std::move(kernel);
+  else
+    plan->native = &cpu_kernels().at(native.cast<size_t>());
   return {plan, [](const Plan* p) {
             if (p->kernel) {
               py::gil_scoped_acquire lock;
@@ -55,6 +60,31 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
             }
           }};
 }
+
+std::atomic<bool> tracing{false};
+
+// Reports one finished call to the sink set by set_trace().
+class Stopwatch {
+ public:
+  Stopwatch(const Plan& plan, const Problem& problem) : plan_(plan), problem_(problem), on_(tracing) {
+    if (on_) start_ = std::chrono::steady_clock::now();
+  }
+  ~Stopwatch() {
+    if (!on_) return;
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+    py::gil_scoped_acquire gil;
+    const py::object sink = cache().trace;
+    if (!sink || sink.is_none()) return;
+    const py::object name = plan_.native ? py::str(plan_.native->name) : plan_.kernel.attr("name");
+    sink(py::cast(problem_), name, elapsed.count());
+  }
+
+ private:
+  const Plan& plan_;
+  const Problem& problem_;
+  const bool on_;
+  std::chrono::steady_clock::time_point start_;
+};
 
 const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
@@ -101,6 +131,11 @@ void clear_plans() {
   }
 }
 
+void set_trace(py::object sink) {
+  tracing = !sink.is_none();
+  cache().trace = std::move(sink);
+}
+
 size_t plan_count() {
   std::shared_lock lock(cache().mutex);
   return cache().plans.size();
@@ -126,6 +161,7 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
 at::Tensor execute(const Problem& problem, Operands operands) {
   const at::Tensor& like = operands.x.defined() ? operands.x : operands.y;
   const auto plan = plan_for(problem, like.device().type());
+  const Stopwatch stopwatch(*plan, problem);
   if (!plan->native) return run_python(*plan, problem, operands);
   if (!operands.out.defined()) operands.out = allocate(problem, operands);
   if (operands.out.numel() > 0) run_native(*plan->native, problem, operands, TorchParallel());
@@ -134,11 +170,16 @@ at::Tensor execute(const Problem& problem, Operands operands) {
 
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case at::kDouble: return Dtype::f64;
-    case at::kFloat: return Dtype::f32;
-    case at::kHalf: return Dtype::f16;
-    case at::kBFloat16: return Dtype::bf16;
-    default: return Dtype::other;
+    case at::kDouble:
+      return Dtype::f64;
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kHalf:
+      return Dtype::f16;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    default:
+      return Dtype::other;
   }
 }
 

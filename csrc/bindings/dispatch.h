@@ -14,7 +14,7 @@ namespace py = pybind11;
 // The tensors of one call. Activations lie densely in the problem's layout; undefined where the pass has no use.
 struct Operands {
   at::Tensor x, w, y, bias, residual, index;
-  at::Tensor out;              // allocated by execute() when undefined
+  at::Tensor out;                                // allocated by execute() when undefined
   at::IntArrayRef w_sizes = {}, w_strides = {};  // of dw, for wgrad
 };
 
@@ -29,6 +29,9 @@ std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType dev
 void set_planner(py::object planner);
 void clear_plans();
 size_t plan_count();
+
+// Every finished call is reported as sink(problem, kernel name, seconds); None switches the reports off.
+void set_trace(py::object sink);
 
 // Runs one native kernel on tensors that already fit the problem, `out` included.
 void run_native(const Kernel& kernel, const Problem& problem, const Operands& operands, const Parallel& parallel);

@@ -32,8 +32,10 @@ class FixedParallel final : public Parallel {
 // Enums cross the border as their names.
 template <class T>
 py::object to_python(T value) {
-  if constexpr (std::is_enum_v<T>) return py::str(std::string(name_of(value)));
-  else return py::cast(value);
+  if constexpr (std::is_enum_v<T>)
+    return py::str(std::string(name_of(value)));
+  else
+    return py::cast(value);
 }
 
 template <class T>
@@ -78,14 +80,14 @@ void each_field(Problem& p, F&& f) {
 }
 
 void bind_problem(py::module_& m) {
-  py::class_<Problem> problem(m, "Problem", "One convolution or pooling problem; prints to and parses from one string.");
+  py::class_<Problem> problem(m, "Problem",
+                              "One convolution or pooling problem; prints to and parses from one string.");
   problem.def(py::init(&parse_problem), py::arg("text"))
       .def("__str__", &Problem::text)
       .def("__repr__", [](const Problem& p) { return "Problem('" + p.text() + "')"; })
       .def("__hash__", &hash_value)
-      .def("__eq__", [](const Problem& a, const py::object& b) {
-        return py::isinstance<Problem>(b) && a == b.cast<const Problem&>();
-      })
+      .def("__eq__", [](const Problem& a,
+                        const py::object& b) { return py::isinstance<Problem>(b) && a == b.cast<const Problem&>(); })
       .def(py::pickle([](const Problem& p) { return p.text(); }, [](const std::string& s) { return parse_problem(s); }))
       .def_readonly("h", &Problem::h)
       .def_readonly("w", &Problem::w)
@@ -147,8 +149,10 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
   Operands o{get(x), get(w), get(y), get(bias), get(residual), get(index), out};
   py::gil_scoped_release release;
-  if (threads > 0) run_native(kernel, problem, o, FixedParallel(threads));
-  else run_native(kernel, problem, o, TorchParallel());
+  if (threads > 0)
+    run_native(kernel, problem, o, FixedParallel(threads));
+  else
+    run_native(kernel, problem, o, TorchParallel());
 }
 
 }  // namespace
@@ -159,15 +163,15 @@ PYBIND11_MODULE(_C, m) {
   bind_problem(m);
   m.def("kernels", &kernels, "Every native kernel in order of preference.");
   m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
-  m.def("workspace", [](size_t index, const Problem& p, int threads) {
-    return cpu_kernels().at(index).body.workspace(p, threads);
-  });
+  m.def("workspace",
+        [](size_t index, const Problem& p, int threads) { return cpu_kernels().at(index).body.workspace(p, threads); });
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("threads") = 0);
   m.def("set_planner", &set_planner);
   m.def("clear_plans", &clear_plans);
   m.def("plan_count", &plan_count);
+  m.def("set_trace", &set_trace);
   m.def("cpu_supports", [](const std::string& isa) {
     const auto found = Isa_from(isa);
     return found && cpu_supports(*found);

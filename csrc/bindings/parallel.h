@@ -14,9 +14,7 @@ class TorchParallel final : public Parallel {
   void run(int64_t tasks, Body body, void* context) const override {
     if (tasks <= 0) return;
     if (tasks == 1 || threads_ == 1) return body(context, 0, tasks, 0);
-    at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-      body(context, begin, end, at::get_thread_num());
-    });
+    at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end, at::get_thread_num()); });
   }
 
  private:

@@ -25,8 +25,8 @@ struct Args {
 };
 
 struct KernelBody {
-  std::string (*refuses)(const Problem&);                       // empty: accepted; else one sentence with values
-  int64_t (*workspace)(const Problem&, int threads);            // bytes
+  std::string (*refuses)(const Problem&);             // empty: accepted; else one sentence with values
+  int64_t (*workspace)(const Problem&, int threads);  // bytes
   void (*run)(const Problem&, const Args&, const Parallel&);
 };
 

@@ -78,14 +78,18 @@ std::string invalid(const Problem& p) {
   if (auto sentence = check_axis(p.w, "W", sized); !sentence.empty()) return sentence;
   if (p.is_conv()) {
     if (p.groups <= 0) return "groups is " + std::to_string(p.groups) + " and must be positive.";
-    if (p.c % p.groups) return "C=" + std::to_string(p.c) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
-    if (p.k % p.groups) return "K=" + std::to_string(p.k) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
+    if (p.c % p.groups)
+      return "C=" + std::to_string(p.c) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
+    if (p.k % p.groups)
+      return "K=" + std::to_string(p.k) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
   }
   const auto& e = p.epilogue;
   if (e.out_channels && (e.out_offset < 0 || e.out_offset + p.written_channels() > e.out_channels))
     return "The output slice starts at channel " + std::to_string(e.out_offset) + " and holds " +
-           std::to_string(p.written_channels()) + " channels, but the buffer has " + std::to_string(e.out_channels) + ".";
-  if (p.h.out < 0 || p.w.out < 0) return "The output would be empty: " + std::to_string(p.h.out) + "x" + std::to_string(p.w.out) + ".";
+           std::to_string(p.written_channels()) + " channels, but the buffer has " + std::to_string(e.out_channels) +
+           ".";
+  if (p.h.out < 0 || p.w.out < 0)
+    return "The output would be empty: " + std::to_string(p.h.out) + "x" + std::to_string(p.w.out) + ".";
   const int64_t wide = std::max(p.buffer_channels(), int64_t{8});
   if (overflows({p.n, p.c, p.h.in, p.w.in, 8}) || overflows({p.n, wide, p.h.out, p.w.out, 8}) ||
       overflows({p.k, p.c, p.h.window, p.w.window, 8}))

@@ -19,13 +19,13 @@
 namespace fastconv {
 
 struct Axis {
-  int64_t in = 1;       // H or W
-  int64_t window = 1;   // R or S
+  int64_t in = 1;      // H or W
+  int64_t window = 1;  // R or S
   int64_t stride = 1;
-  int64_t pad_lo = 0;   // top or left
-  int64_t pad_hi = 0;   // bottom or right; negative when a transposed convolution crops
+  int64_t pad_lo = 0;  // top or left
+  int64_t pad_hi = 0;  // bottom or right; negative when a transposed convolution crops
   int64_t dilation = 1;
-  int64_t out = 1;      // P or Q
+  int64_t out = 1;  // P or Q
 
   int64_t reach() const { return dilation * (window - 1) + 1; }
 
@@ -37,9 +37,9 @@ struct Epilogue {
   bool bias = false;
   bool residual = false;  // added before the activation; shape and layout of the dense output
   Activation activation = Activation::none;
-  double alpha = 0;         // leaky_relu's negative slope
-  int64_t out_offset = 0;   // the output is channels [out_offset, out_offset + K) of a buffer
-  int64_t out_channels = 0; // of this many channels; 0: the output is dense
+  double alpha = 0;          // leaky_relu's negative slope
+  int64_t out_offset = 0;    // the output is channels [out_offset, out_offset + K) of a buffer
+  int64_t out_channels = 0;  // of this many channels; 0: the output is dense
 
   auto fields() const { return std::tie(bias, residual, activation, alpha, out_offset, out_channels); }
   bool operator==(const Epilogue& other) const { return fields() == other.fields(); }
@@ -74,9 +74,7 @@ struct Problem {
   }
   // Channels of the tensor this pass writes, and of the buffer it writes them into.
   int64_t written_channels() const { return pass == Pass::dgrad ? c : k; }
-  int64_t buffer_channels() const {
-    return epilogue.out_channels ? epilogue.out_channels : written_channels();
-  }
+  int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
 
   // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool.
   double flops() const;

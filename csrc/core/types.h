@@ -14,22 +14,21 @@ namespace fastconv {
 #define FASTCONV_LAYOUTS(X) X(nchw) X(nhwc)
 #define FASTCONV_PASSES(X) X(fprop) X(dgrad) X(wgrad)
 #define FASTCONV_OPS(X) X(conv2d) X(maxpool2d) X(avgpool2d) X(adaptivemax2d) X(adaptiveavg2d) X(unpool2d)
-#define FASTCONV_ACTIVATIONS(X) \
-  X(none) X(relu) X(relu6) X(leaky_relu) X(silu) X(hardswish) X(sigmoid) X(gelu)
+#define FASTCONV_ACTIVATIONS(X) X(none) X(relu) X(relu6) X(leaky_relu) X(silu) X(hardswish) X(sigmoid) X(gelu)
 #define FASTCONV_INDICES(X) X(none) X(u8) X(i64)
 #define FASTCONV_ISAS(X) X(scalar) X(neon) X(avx2) X(avx512)
 
 #define FASTCONV_ENUM_VALUE(name) name,
 #define FASTCONV_ENUM_NAME(name) std::string_view(#name),
-#define FASTCONV_ENUM(Type, LIST)                                                            \
-  enum class Type : int32_t { LIST(FASTCONV_ENUM_VALUE) };                                   \
-  inline constexpr std::array Type##_names{LIST(FASTCONV_ENUM_NAME)};                        \
-  constexpr const auto& names_of(Type*) { return Type##_names; }                              \
+#define FASTCONV_ENUM(Type, LIST)                                                                      \
+  enum class Type : int32_t { LIST(FASTCONV_ENUM_VALUE) };                                             \
+  inline constexpr std::array Type##_names{LIST(FASTCONV_ENUM_NAME)};                                  \
+  constexpr const auto& names_of(Type*) { return Type##_names; }                                       \
   constexpr std::string_view name_of(Type value) { return Type##_names[static_cast<int32_t>(value)]; } \
-  constexpr std::optional<Type> Type##_from(std::string_view name) {                         \
-    for (size_t i = 0; i < Type##_names.size(); ++i)                                         \
-      if (Type##_names[i] == name) return static_cast<Type>(i);                              \
-    return std::nullopt;                                                                     \
+  constexpr std::optional<Type> Type##_from(std::string_view name) {                                   \
+    for (size_t i = 0; i < Type##_names.size(); ++i)                                                   \
+      if (Type##_names[i] == name) return static_cast<Type>(i);                                        \
+    return std::nullopt;                                                                               \
   }
 
 FASTCONV_ENUM(Dtype, FASTCONV_DTYPES)
@@ -68,12 +67,16 @@ inline f16 to_f16(float v) { return {__builtin_bit_cast(uint16_t, static_cast<_F
 
 constexpr int64_t dtype_bytes(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f64: return 8;
+    case Dtype::f64:
+      return 8;
     case Dtype::f32:
-    case Dtype::tf32: return 4;
+    case Dtype::tf32:
+      return 4;
     case Dtype::f16:
-    case Dtype::bf16: return 2;
-    case Dtype::other: return 0;
+    case Dtype::bf16:
+      return 2;
+    case Dtype::other:
+      return 0;
   }
   return 0;
 }

@@ -13,17 +13,24 @@ namespace fastconv::FASTCONV_ISA {
 template <class A>
 A activate(Activation activation, A alpha, A x) {
   switch (activation) {
-    case Activation::none: return x;
-    case Activation::relu: return x > 0 || x != x ? x : A(0);
-    case Activation::relu6: return x != x ? x : (x > 0 ? (x < 6 ? x : A(6)) : A(0));
-    case Activation::leaky_relu: return x > 0 ? x : x * alpha;
-    case Activation::silu: return x / (A(1) + std::exp(-x));
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return x > 0 || x != x ? x : A(0);
+    case Activation::relu6:
+      return x != x ? x : (x > 0 ? (x < 6 ? x : A(6)) : A(0));
+    case Activation::leaky_relu:
+      return x > 0 ? x : x * alpha;
+    case Activation::silu:
+      return x / (A(1) + std::exp(-x));
     case Activation::hardswish: {
       const A gate = x + 3 > 0 ? (x + 3 < 6 ? x + 3 : A(6)) : A(0);
       return x * gate / 6;
     }
-    case Activation::sigmoid: return A(1) / (A(1) + std::exp(-x));
-    case Activation::gelu: return x * A(0.5) * (A(1) + std::erf(x * A(1 / std::numbers::sqrt2)));
+    case Activation::sigmoid:
+      return A(1) / (A(1) + std::exp(-x));
+    case Activation::gelu:
+      return x * A(0.5) * (A(1) + std::erf(x * A(1 / std::numbers::sqrt2)));
   }
   return x;
 }
@@ -32,10 +39,14 @@ template <class A>
 Vec<A> activate(Activation activation, A alpha, Vec<A> x) {
   using V = Vec<A>;
   switch (activation) {
-    case Activation::none: return x;
-    case Activation::relu: return max(x, V::zero());
-    case Activation::relu6: return min(max(x, V::zero()), V::broadcast(6));
-    case Activation::leaky_relu: return where_positive(x, x, x * V::broadcast(alpha));
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return max(x, V::zero());
+    case Activation::relu6:
+      return min(max(x, V::zero()), V::broadcast(6));
+    case Activation::leaky_relu:
+      return where_positive(x, x, x * V::broadcast(alpha));
     case Activation::hardswish:
       return x * min(max(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
     default: {
@@ -56,10 +67,10 @@ struct Tail {
   const T* residual;
   Activation activation;
   A alpha;
-  int64_t out_channels;   // of the buffer written into
-  int64_t out_offset;     // first channel of the slice
-  int64_t channels;       // written channels: of the dense residual
-  int64_t pixels;         // of one written image
+  int64_t out_channels;  // of the buffer written into
+  int64_t out_offset;    // first channel of the slice
+  int64_t channels;      // written channels: of the dense residual
+  int64_t pixels;        // of one written image
   bool nhwc;
 
   Tail(const Problem& p, const Args& args)
@@ -106,12 +117,17 @@ struct Tail {
 template <class F>
 void with_dtype(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::f64: return f(static_cast<double*>(nullptr));
+    case Dtype::f64:
+      return f(static_cast<double*>(nullptr));
     case Dtype::f32:
-    case Dtype::tf32: return f(static_cast<float*>(nullptr));
-    case Dtype::f16: return f(static_cast<f16*>(nullptr));
-    case Dtype::bf16: return f(static_cast<bf16*>(nullptr));
-    case Dtype::other: return;
+    case Dtype::tf32:
+      return f(static_cast<float*>(nullptr));
+    case Dtype::f16:
+      return f(static_cast<f16*>(nullptr));
+    case Dtype::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case Dtype::other:
+      return;
   }
 }
 

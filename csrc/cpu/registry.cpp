@@ -61,8 +61,7 @@ const std::vector<Kernel>& cpu_kernels() {
 
 std::string refuses_isa(Isa isa, Isa limit) {
   if (!cpu_supports(isa)) return "This CPU has no " + std::string(name_of(isa)) + ".";
-  if (isa > limit)
-    return "The configuration limits instruction sets to " + std::string(name_of(limit)) + ".";
+  if (isa > limit) return "The configuration limits instruction sets to " + std::string(name_of(limit)) + ".";
   return {};
 }
 

@@ -15,8 +15,8 @@ namespace fastconv::FASTCONV_ISA {
 #include "kernels.inc"
 #undef FASTCONV_KERNEL
 
-#define FASTCONV_KERNEL(family, op, pass, algorithm)                                                         \
-  {#family "/" #pass "_" #algorithm "_" FASTCONV_ISA_STRING(FASTCONV_ISA), Op::op, Pass::pass, this_isa,     \
+#define FASTCONV_KERNEL(family, op, pass, algorithm)                                                     \
+  {#family "/" #pass "_" #algorithm "_" FASTCONV_ISA_STRING(FASTCONV_ISA), Op::op, Pass::pass, this_isa, \
    family##_##pass##_##algorithm},
 
 std::vector<Kernel> table() {

@@ -118,8 +118,8 @@ void wgrad(const Problem& p, const Args& args, const Parallel& parallel) {
   });
 }
 
-#define FASTCONV_RUN(pass)                                                    \
-  [](const Problem& p, const Args& args, const Parallel& parallel) {          \
+#define FASTCONV_RUN(pass)                                                                              \
+  [](const Problem& p, const Args& args, const Parallel& parallel) {                                    \
     with_dtype(p.dtype, [&](auto* t) { pass<std::remove_pointer_t<decltype(t)>>(p, args, parallel); }); \
   }
 

@@ -6,7 +6,8 @@
 
 namespace fastconv::FASTCONV_ISA {
 
-template <class T> struct Vec;
+template <class T>
+struct Vec;
 
 namespace detail {
 alignas(32) inline constexpr int32_t mask_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -35,8 +36,8 @@ inline __m128i to_bf16_lanes(__m256 v) {
   const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256i chosen = _mm256_castps_si256(
-      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
+  const __m256i chosen =
+      _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
   const __m256i high = _mm256_srli_epi32(chosen, 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
   return _mm256_castsi256_si128(packed);

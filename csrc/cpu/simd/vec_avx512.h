@@ -6,7 +6,8 @@
 
 namespace fastconv::FASTCONV_ISA {
 
-template <class T> struct Vec;
+template <class T>
+struct Vec;
 
 namespace detail {
 inline __mmask16 mask16(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
@@ -32,7 +33,9 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(detail::mask16(count), p)}; }
-  static Vec load(const bf16* p) { return {detail::from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+  static Vec load(const bf16* p) {
+    return {detail::from_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
   static Vec load(const bf16* p, int count) {
     return {detail::from_bf16(_mm256_maskz_loadu_epi16(detail::mask16(count), p))};
   }
@@ -43,9 +46,7 @@ struct Vec<float> {
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int count) const { _mm512_mask_storeu_ps(p, detail::mask16(count), v); }
   void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), detail::to_bf16_lanes(v)); }
-  void store(bf16* p, int count) const {
-    _mm256_mask_storeu_epi16(p, detail::mask16(count), detail::to_bf16_lanes(v));
-  }
+  void store(bf16* p, int count) const { _mm256_mask_storeu_epi16(p, detail::mask16(count), detail::to_bf16_lanes(v)); }
   void store(f16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0)); }
   void store(f16* p, int count) const { _mm256_mask_storeu_epi16(p, detail::mask16(count), _mm512_cvtps_ph(v, 0)); }
 

@@ -31,10 +31,18 @@ struct Vec {
     for (int i = 0; i < count; ++i) p[i] = from_arithmetic<S>(v[i]);
   }
 
-  friend Vec operator+(Vec a, Vec b) { return zip(a, b, [](T x, T y) { return x + y; }); }
-  friend Vec operator-(Vec a, Vec b) { return zip(a, b, [](T x, T y) { return x - y; }); }
-  friend Vec operator*(Vec a, Vec b) { return zip(a, b, [](T x, T y) { return x * y; }); }
-  friend Vec operator/(Vec a, Vec b) { return zip(a, b, [](T x, T y) { return x / y; }); }
+  friend Vec operator+(Vec a, Vec b) {
+    return zip(a, b, [](T x, T y) { return x + y; });
+  }
+  friend Vec operator-(Vec a, Vec b) {
+    return zip(a, b, [](T x, T y) { return x - y; });
+  }
+  friend Vec operator*(Vec a, Vec b) {
+    return zip(a, b, [](T x, T y) { return x * y; });
+  }
+  friend Vec operator/(Vec a, Vec b) {
+    return zip(a, b, [](T x, T y) { return x / y; });
+  }
 
  private:
   template <class F>
@@ -48,9 +56,12 @@ struct Vec {
   static float to_arithmetic(f16 x) { return to_float(x); }
   template <class S>
   static S from_arithmetic(T x) {
-    if constexpr (std::is_same_v<S, bf16>) return to_bf16(x);
-    else if constexpr (std::is_same_v<S, f16>) return to_f16(x);
-    else return x;
+    if constexpr (std::is_same_v<S, bf16>)
+      return to_bf16(x);
+    else if constexpr (std::is_same_v<S, f16>)
+      return to_f16(x);
+    else
+      return x;
   }
 };
 
