@@ -1,0 +1,194 @@
+#include "dispatch.h"
+
+#include <torch/csrc/utils/pybind.h>
+
+#include <c10/core/CPUAllocator.h>
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+
+#include "cpu/table.h"
+#include "parallel.h"
+
+namespace fastconv {
+
+namespace {
+
+// Bounds the memory of a process that sees ever new shapes; a full cache starts again.
+constexpr size_t max_plans = 8192;
+
+struct Key {
+  Problem problem;
+  c10::DeviceType device;
+  bool operator==(const Key&) const = default;
+};
+struct KeyHash {
+  size_t operator()(const Key& key) const { return hash_value(key.problem) ^ static_cast<size_t>(key.device); }
+};
+
+struct Cache {
+  std::shared_mutex mutex;
+  std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans;
+  py::object planner;
+  py::object trace;
+};
+
+Cache& cache() {
+  static Cache* const instance = new Cache;  // outlives the interpreter: Python objects must not die after it
+  return *instance;
+}
+
+// A plan may hold the last reference to a Python object: it dies under the interpreter's lock.
+std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType device) {
+  py::gil_scoped_acquire gil;
+  py::object kernel = cache().planner(py::cast(problem), c10::DeviceTypeName(device, /*lower_case=*/true));
+  auto* plan = new Plan;
+  const py::object native = kernel.attr("native");
+  if (native.is_none())
+    plan->kernel = std::move(kernel);
+  else
+    plan->native = &cpu_kernels().at(native.cast<size_t>());
+  return {plan, [](const Plan* p) {
+            if (p->kernel) {
+              py::gil_scoped_acquire lock;
+              delete p;
+            } else {
+              delete p;
+            }
+          }};
+}
+
+std::atomic<bool> tracing{false};
+
+// Reports one finished call to the sink set by set_trace().
+class Stopwatch {
+ public:
+  Stopwatch(const Plan& plan, const Problem& problem) : plan_(plan), problem_(problem), on_(tracing) {
+    if (on_) start_ = std::chrono::steady_clock::now();
+  }
+  ~Stopwatch() {
+    if (!on_) return;
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+    py::gil_scoped_acquire gil;
+    const py::object sink = cache().trace;
+    if (!sink || sink.is_none()) return;
+    const py::object name = plan_.native ? py::str(plan_.native->name) : plan_.kernel.attr("name");
+    sink(py::cast(problem_), name, elapsed.count());
+  }
+
+ private:
+  const Plan& plan_;
+  const Problem& problem_;
+  const bool on_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+at::Tensor allocate(const Problem& p, const Operands& o) {
+  const at::Tensor& like = o.x.defined() ? o.x : o.y;
+  if (p.pass == Pass::wgrad && p.is_conv()) return at::empty_strided(o.w_sizes, o.w_strides, like.options());
+  const bool dgrad = p.pass == Pass::dgrad;
+  return at::empty({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
+                   like.options().memory_format(format_of(p.layout)));
+}
+
+at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& o) {
+  py::gil_scoped_acquire gil;
+  py::dict tensors;
+  auto put = [&](const char* name, const at::Tensor& tensor) {
+    if (tensor.defined()) tensors[name] = py::cast(tensor);
+  };
+  put("x", o.x), put("w", o.w), put("y", o.y), put("bias", o.bias), put("residual", o.residual), put("index", o.index);
+  return plan.kernel.attr("run")(py::cast(problem), **tensors).cast<at::Tensor>();
+}
+
+}  // namespace
+
+std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
+  Cache& c = cache();
+  const Key key{problem, device};
+  {
+    std::shared_lock lock(c.mutex);
+    if (auto found = c.plans.find(key); found != c.plans.end()) return found->second;
+  }
+  auto plan = make_plan(problem, device);
+  std::unique_lock lock(c.mutex);
+  if (c.plans.size() >= max_plans) c.plans.clear();
+  return c.plans.try_emplace(key, std::move(plan)).first->second;
+}
+
+void set_planner(py::object planner) { cache().planner = std::move(planner); }
+
+void clear_plans() {
+  std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> dropped;
+  {
+    std::unique_lock lock(cache().mutex);
+    dropped.swap(cache().plans);
+  }
+}
+
+void set_trace(py::object sink) {
+  tracing = !sink.is_none();
+  cache().trace = std::move(sink);
+}
+
+size_t plan_count() {
+  std::shared_lock lock(cache().mutex);
+  return cache().plans.size();
+}
+
+void run_native(const Kernel& kernel, const Problem& problem, const Operands& o, const Parallel& parallel) {
+  Args args;
+  args.x = data_of(o.x), args.w = data_of(o.w), args.y = data_of(o.y);
+  args.bias = data_of(o.bias), args.residual = data_of(o.residual);
+  args.out = o.out.mutable_data_ptr();
+  args.index = o.index.defined() ? o.index.mutable_data_ptr() : nullptr;
+  const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;
+  if (problem.is_conv())
+    for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
+  at::DataPtr workspace;
+  if (const int64_t bytes = kernel.body.workspace(problem, parallel.threads()); bytes > 0) {
+    workspace = c10::GetCPUAllocator()->allocate(static_cast<size_t>(bytes));
+    args.workspace = workspace.get();
+  }
+  kernel.body.run(problem, args, parallel);
+}
+
+at::Tensor execute(const Problem& problem, Operands operands) {
+  const at::Tensor& like = operands.x.defined() ? operands.x : operands.y;
+  const auto plan = plan_for(problem, like.device().type());
+  const Stopwatch stopwatch(*plan, problem);
+  if (!plan->native) return run_python(*plan, problem, operands);
+  if (!operands.out.defined()) operands.out = allocate(problem, operands);
+  if (operands.out.numel() > 0) run_native(*plan->native, problem, operands, TorchParallel());
+  return std::move(operands.out);
+}
+
+Dtype dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return Dtype::f64;
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kHalf:
+      return Dtype::f16;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    default:
+      return Dtype::other;
+  }
+}
+
+at::MemoryFormat format_of(Layout layout) {
+  return layout == Layout::nhwc ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Layout layout_of(const at::Tensor& tensor) {
+  return tensor.suggest_memory_format() == at::MemoryFormat::ChannelsLast ? Layout::nhwc : Layout::nchw;
+}
+
+}  // namespace fastconv

@@ -1,0 +1,46 @@
+// From a problem and tensors to a finished call: look the plan up, allocate, run. Which kernel runs is decided in
+// Python (fastconv/dispatch.py), once per problem; afterwards the whole way is one hash lookup.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <pybind11/pybind11.h>
+
+#include "core/kernel.h"
+
+namespace fastconv {
+
+namespace py = pybind11;
+
+// The tensors of one call. Activations lie densely in the problem's layout; undefined where the pass has no use.
+struct Operands {
+  at::Tensor x, w, y, bias, residual, index;
+  at::Tensor out;                                // allocated by execute() when undefined
+  at::IntArrayRef w_sizes = {}, w_strides = {};  // of dw, for wgrad
+};
+
+struct Plan {
+  const Kernel* native = nullptr;  // a C++ kernel, or
+  py::object kernel;               // the Python row that runs the problem itself
+};
+
+// The plan for a problem on a device type; asks the planner on the first call. The reference is valid until
+// clear_plans(), which dispatch.py calls when the configuration changes.
+std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device);
+void set_planner(py::object planner);
+void clear_plans();
+size_t plan_count();
+
+// Every finished call is reported as sink(problem, kernel name, seconds); None switches the reports off.
+void set_trace(py::object sink);
+
+// Runs one native kernel on tensors that already fit the problem, `out` included.
+void run_native(const Kernel& kernel, const Problem& problem, const Operands& operands, const Parallel& parallel);
+
+// Runs the planned kernel and returns the tensor it wrote.
+at::Tensor execute(const Problem& problem, Operands operands);
+
+Dtype dtype_of(const at::Tensor& tensor);
+at::MemoryFormat format_of(Layout layout);
+Layout layout_of(const at::Tensor& tensor);
+
+}  // namespace fastconv

@@ -1,0 +1,182 @@
+// The Python face of core/: Problem, the list of native kernels, one call of one kernel, and the planner hook.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "core/cpu_features.h"
+#include "cpu/table.h"
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace fastconv {
+
+namespace {
+
+// A fixed number of threads taken from torch's pool, for tests that compare thread counts.
+class FixedParallel final : public Parallel {
+ public:
+  explicit FixedParallel(int threads) : threads_(threads) {}
+  int threads() const override { return threads_; }
+  void run(int64_t tasks, Body body, void* context) const override {
+    const int64_t share = (tasks + threads_ - 1) / threads_;
+    at::parallel_for(0, threads_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t)
+        if (t * share < tasks) body(context, t * share, std::min(tasks, (t + 1) * share), static_cast<int>(t));
+    });
+  }
+
+ private:
+  int threads_;
+};
+
+// Enums cross the border as their names.
+template <class T>
+py::object to_python(T value) {
+  if constexpr (std::is_enum_v<T>)
+    return py::str(std::string(name_of(value)));
+  else
+    return py::cast(value);
+}
+
+template <class T>
+void from_python(T& field, const py::handle& value, const char* name) {
+  if constexpr (std::is_enum_v<T>) {
+    const auto text = value.cast<std::string>();
+    const auto& names = names_of(static_cast<T*>(nullptr));
+    const auto found = std::find(names.begin(), names.end(), text);
+    if (found == names.end()) throw std::invalid_argument(std::string(name) + " has no value '" + text + "'.");
+    field = static_cast<T>(found - names.begin());
+  } else {
+    field = value.cast<T>();
+  }
+}
+
+const std::string& checked(const std::string& sentence) {
+  if (!sentence.empty()) throw std::invalid_argument(sentence);
+  return sentence;
+}
+
+void bind_axis(py::module_& m) {
+  py::class_<Axis>(m, "Axis", "One spatial axis of a problem: sizes, stride, padding, dilation.")
+      .def_readonly("size", &Axis::in)
+      .def_readonly("window", &Axis::window)
+      .def_readonly("stride", &Axis::stride)
+      .def_readonly("pad_lo", &Axis::pad_lo)
+      .def_readonly("pad_hi", &Axis::pad_hi)
+      .def_readonly("dilation", &Axis::dilation)
+      .def_readonly("out", &Axis::out)
+      .def("__eq__", [](const Axis& a, const Axis& b) { return a == b; });
+}
+
+// Every field that replace() may set. h and w are spelled field by field.
+template <class F>
+void each_field(Problem& p, F&& f) {
+  f("op", p.op), f("pass_", p.pass), f("dtype", p.dtype), f("layout", p.layout);
+  f("n", p.n), f("c", p.c), f("k", p.k), f("groups", p.groups);
+  f("bias", p.epilogue.bias), f("residual", p.epilogue.residual), f("activation", p.epilogue.activation);
+  f("alpha", p.epilogue.alpha), f("out_offset", p.epilogue.out_offset), f("out_channels", p.epilogue.out_channels);
+  f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
+  f("divisor_override", p.divisor_override), f("index", p.index);
+}
+
+void bind_problem(py::module_& m) {
+  py::class_<Problem> problem(m, "Problem",
+                              "One convolution or pooling problem; prints to and parses from one string.");
+  problem.def(py::init(&parse_problem), py::arg("text"))
+      .def("__str__", &Problem::text)
+      .def("__repr__", [](const Problem& p) { return "Problem('" + p.text() + "')"; })
+      .def("__hash__", &hash_value)
+      .def("__eq__", [](const Problem& a,
+                        const py::object& b) { return py::isinstance<Problem>(b) && a == b.cast<const Problem&>(); })
+      .def(py::pickle([](const Problem& p) { return p.text(); }, [](const std::string& s) { return parse_problem(s); }))
+      .def_readonly("h", &Problem::h)
+      .def_readonly("w", &Problem::w)
+      .def_property_readonly("flops", &Problem::flops)
+      .def_property_readonly("bytes", &Problem::bytes)
+      .def_property_readonly("is_conv", &Problem::is_conv)
+      .def_property_readonly("is_depthwise", &Problem::is_depthwise)
+      .def_property_readonly("is_pointwise", &Problem::is_pointwise)
+      .def("replace", [](Problem p, const py::kwargs& changes) {
+        size_t used = 0;
+        each_field(p, [&](const char* name, auto& field) {
+          if (changes.contains(name)) from_python(field, changes[name], name), ++used;
+        });
+        if (used != changes.size()) throw std::invalid_argument("Problem.replace() got a field that does not exist.");
+        if (!p.is_conv()) p.k = p.c;
+        checked(invalid(p));
+        return p;
+      });
+  Problem sample;
+  each_field(sample, [&](const char* name, auto&) {
+    problem.def_property_readonly(name, [name](Problem& p) {
+      py::object found;
+      each_field(p, [&](const char* other, auto& field) {
+        if (other == name) found = to_python(field);
+      });
+      return found;
+    });
+  });
+}
+
+py::list kernels() {
+  py::list rows;
+  for (const Kernel& kernel : cpu_kernels()) {
+    py::dict row;
+    row["name"] = kernel.name;
+    row["op"] = to_python(kernel.op);
+    row["pass_"] = to_python(kernel.pass);
+    row["isa"] = to_python(kernel.isa);
+    rows.append(row);
+  }
+  return rows;
+}
+
+std::string refuses(size_t row, const Problem& problem, const std::string& isa_limit) {
+  const Kernel& kernel = cpu_kernels().at(row);
+  const auto limit = Isa_from(isa_limit);
+  if (!limit) throw std::invalid_argument("There is no instruction set named '" + isa_limit + "'.");
+  if (auto sentence = refuses_isa(kernel.isa, *limit); !sentence.empty()) return sentence;
+  return kernel.body.refuses(problem);
+}
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
+                const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
+                const OptionalTensor& residual, const OptionalTensor& index, int threads) {
+  const Kernel& kernel = cpu_kernels().at(row);
+  checked(refuses_isa(kernel.isa, Isa::avx512));
+  auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
+  Operands o{get(x), get(w), get(y), get(bias), get(residual), get(index), out};
+  py::gil_scoped_release release;
+  if (threads > 0)
+    run_native(kernel, problem, o, FixedParallel(threads));
+  else
+    run_native(kernel, problem, o, TorchParallel());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("torch_version") = FASTCONV_TORCH_VERSION;
+  bind_axis(m);
+  bind_problem(m);
+  m.def("kernels", &kernels, "Every native kernel in order of preference.");
+  m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
+  m.def("workspace",
+        [](size_t index, const Problem& p, int threads) { return cpu_kernels().at(index).body.workspace(p, threads); });
+  m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
+        py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
+        py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("threads") = 0);
+  m.def("set_planner", &set_planner);
+  m.def("clear_plans", &clear_plans);
+  m.def("plan_count", &plan_count);
+  m.def("set_trace", &set_trace);
+  m.def("cpu_supports", [](const std::string& isa) {
+    const auto found = Isa_from(isa);
+    return found && cpu_supports(*found);
+  });
+  m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
+}
+
+}  // namespace fastconv

@@ -1,0 +1,44 @@
+// What a kernel is: one row of a kernels.inc table and one descriptor in its file. A kernel sees raw pointers, sizes
+// and a parallel-for. It never sees torch, never chooses another kernel and never allocates.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "parallel.h"
+#include "problem.h"
+
+namespace fastconv {
+
+// The operands of one call. Activations are dense in the problem's layout; the filter has strides of its own, so that
+// KCRS and KRSC (channels_last) weights are both read in place.
+struct Args {
+  const void* x = nullptr;         // input: fprop, wgrad; max pool dgrad without an index
+  const void* w = nullptr;         // filter: fprop, dgrad
+  const void* y = nullptr;         // output gradient: dgrad, wgrad
+  void* out = nullptr;             // y, dx or dw; base of the whole buffer when the epilogue writes a channel slice
+  const void* bias = nullptr;      // one value a written channel, in the problem's dtype
+  const void* residual = nullptr;  // dense, in the problem's dtype and layout
+  void* index = nullptr;           // max pools: written by fprop, read by dgrad and unpool2d
+  void* workspace = nullptr;       // as many bytes as workspace() asked for, 64-byte aligned
+  int64_t w_stride[4] = {};        // of w (of dw in wgrad), in elements, ordered K C R S
+};
+
+struct KernelBody {
+  std::string (*refuses)(const Problem&);             // empty: accepted; else one sentence with values
+  int64_t (*workspace)(const Problem&, int threads);  // bytes
+  void (*run)(const Problem&, const Args&, const Parallel&);
+};
+
+struct Kernel {
+  std::string name;  // "conv2d/fprop_igemm_avx2"
+  Op op;
+  Pass pass;
+  Isa isa;
+  KernelBody body;
+};
+
+inline int64_t no_workspace(const Problem&, int) { return 0; }
+inline std::string accepts_all(const Problem&) { return {}; }
+
+}  // namespace fastconv

@@ -1,0 +1,100 @@
+#include "problem.h"
+
+#include <functional>
+#include <limits>
+
+namespace fastconv {
+
+namespace {
+
+template <class T>
+void mix(size_t& seed, const T& value) {
+  seed = (seed ^ std::hash<T>{}(value)) * 0x9e3779b97f4a7c15ull;
+  seed ^= seed >> 29;
+}
+
+void mix(size_t& seed, const Axis& axis) {
+  std::apply([&](const auto&... field) { (mix(seed, field), ...); }, axis.fields());
+}
+
+void mix(size_t& seed, const Epilogue& epilogue) {
+  std::apply([&](const auto&... field) { (mix(seed, field), ...); }, epilogue.fields());
+}
+
+// True when the product of the factors overflows 63 bits.
+bool overflows(std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (int64_t factor : factors)
+    if (__builtin_mul_overflow(product, factor, &product)) return true;
+  return false;
+}
+
+std::string check_axis(const Axis& a, const char* axis, bool sized_output) {
+  const std::string where = std::string(" along ") + axis;
+  if (a.in < 0) return "The input size" + where + " is " + std::to_string(a.in) + " and must not be negative.";
+  if (sized_output) return {};
+  if (a.window <= 0) return "The window" + where + " is " + std::to_string(a.window) + " and must be positive.";
+  if (a.stride <= 0) return "stride" + where + " is " + std::to_string(a.stride) + " and must be positive.";
+  if (a.dilation <= 0) return "dilation" + where + " is " + std::to_string(a.dilation) + " and must be positive.";
+  return {};
+}
+
+}  // namespace
+
+size_t hash_value(const Problem& problem) {
+  size_t seed = 0;
+  std::apply([&](const auto&... field) { (mix(seed, field), ...); }, problem.fields());
+  return seed;
+}
+
+double Problem::flops() const {
+  const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
+  if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
+  return outputs * taps();
+}
+
+double Problem::bytes() const {
+  const double size = dtype_bytes(dtype);
+  const double x = x_elements(), y = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
+  const double filter = is_conv() ? static_cast<double>(w_elements()) : 0;
+  const double written = pass == Pass::dgrad ? x : y;
+  const double extra = (epilogue.residual ? written : 0) + (epilogue.bias ? written_channels() : 0);
+  const double index_bytes = index == Index::none ? 0 : y * (index == Index::u8 ? 1 : 8);
+  return size * (x + y + filter + extra) + index_bytes;
+}
+
+int64_t window_output(const Axis& axis, bool ceil_mode) {
+  const int64_t span = axis.in + axis.pad_lo + axis.pad_hi - axis.reach();
+  if (span < 0 && !ceil_mode) return span / axis.stride + (span % axis.stride ? 0 : 1);  // <= 0: caller reports
+  int64_t out = (span + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
+  if (ceil_mode && (out - 1) * axis.stride >= axis.in + axis.pad_lo) --out;
+  return out;
+}
+
+std::string invalid(const Problem& p) {
+  const bool sized = p.op == Op::adaptivemax2d || p.op == Op::adaptiveavg2d || p.op == Op::unpool2d;
+  if (p.n < 0 || p.c < 0) return "Batch and channels must not be negative.";
+  if (auto sentence = check_axis(p.h, "H", sized); !sentence.empty()) return sentence;
+  if (auto sentence = check_axis(p.w, "W", sized); !sentence.empty()) return sentence;
+  if (p.is_conv()) {
+    if (p.groups <= 0) return "groups is " + std::to_string(p.groups) + " and must be positive.";
+    if (p.c % p.groups)
+      return "C=" + std::to_string(p.c) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
+    if (p.k % p.groups)
+      return "K=" + std::to_string(p.k) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
+  }
+  const auto& e = p.epilogue;
+  if (e.out_channels && (e.out_offset < 0 || e.out_offset + p.written_channels() > e.out_channels))
+    return "The output slice starts at channel " + std::to_string(e.out_offset) + " and holds " +
+           std::to_string(p.written_channels()) + " channels, but the buffer has " + std::to_string(e.out_channels) +
+           ".";
+  if (p.h.out < 0 || p.w.out < 0)
+    return "The output would be empty: " + std::to_string(p.h.out) + "x" + std::to_string(p.w.out) + ".";
+  const int64_t wide = std::max(p.buffer_channels(), int64_t{8});
+  if (overflows({p.n, p.c, p.h.in, p.w.in, 8}) || overflows({p.n, wide, p.h.out, p.w.out, 8}) ||
+      overflows({p.k, p.c, p.h.window, p.w.window, 8}))
+    return "A tensor of this problem has more than 2^63 bytes.";
+  return {};
+}
+
+}  // namespace fastconv

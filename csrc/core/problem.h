@@ -1,0 +1,105 @@
+// One problem: everything that decides which kernel may run and how. It prints to one string and parses back
+// without loss (problem_text.cpp); the string is the test id, the benchmark id and the tuning key.
+//
+//   [op_]n8c64h56w56_k64r3s3[_u2][_p1][_d2][_g8]_f32nhwc[_dgrad][_bias][_res][_relu][_out64of256]
+//
+// u is the stride, p the padding ("p1x2" per axis, "p0:1x2:3" per side), d the dilation, g the groups.
+// Pools drop k; adaptive pools and unpool2d name the output size with o7x7; "ceil", "nopad" (divisor leaves the
+// padding out), "div5" (divisor override), "u8"/"i64" (index kind) are pool words.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "types.h"
+
+namespace fastconv {
+
+struct Axis {
+  int64_t in = 1;      // H or W
+  int64_t window = 1;  // R or S
+  int64_t stride = 1;
+  int64_t pad_lo = 0;  // top or left
+  int64_t pad_hi = 0;  // bottom or right; negative when a transposed convolution crops
+  int64_t dilation = 1;
+  int64_t out = 1;  // P or Q
+
+  int64_t reach() const { return dilation * (window - 1) + 1; }
+
+  auto fields() const { return std::tie(in, window, stride, pad_lo, pad_hi, dilation, out); }
+  bool operator==(const Axis& other) const { return fields() == other.fields(); }
+};
+
+struct Epilogue {
+  bool bias = false;
+  bool residual = false;  // added before the activation; shape and layout of the dense output
+  Activation activation = Activation::none;
+  double alpha = 0;          // leaky_relu's negative slope
+  int64_t out_offset = 0;    // the output is channels [out_offset, out_offset + K) of a buffer
+  int64_t out_channels = 0;  // of this many channels; 0: the output is dense
+
+  auto fields() const { return std::tie(bias, residual, activation, alpha, out_offset, out_channels); }
+  bool operator==(const Epilogue& other) const { return fields() == other.fields(); }
+};
+
+struct Problem {
+  Op op = Op::conv2d;
+  Pass pass = Pass::fprop;
+  Dtype dtype = Dtype::f32;
+  Layout layout = Layout::nhwc;
+  int64_t n = 1, c = 1, k = 1, groups = 1;
+  Axis h, w;
+  Epilogue epilogue;
+  // Pools only.
+  bool ceil_mode = false;
+  bool count_include_pad = true;
+  int64_t divisor_override = 0;  // 0: none
+  Index index = Index::none;
+
+  int64_t channels_per_group() const { return c / groups; }  // C/g
+  int64_t filters_per_group() const { return k / groups; }   // K/g
+  int64_t taps() const { return h.window * w.window; }       // R·S
+  int64_t out_pixels() const { return h.out * w.out; }       // P·Q
+  int64_t in_pixels() const { return h.in * w.in; }          // H·W
+  int64_t x_elements() const { return n * c * in_pixels(); }
+  int64_t y_elements() const { return n * k * out_pixels(); }
+  int64_t w_elements() const { return k * channels_per_group() * taps(); }
+  bool is_conv() const { return op == Op::conv2d; }
+  bool is_depthwise() const { return is_conv() && groups == c && groups > 1; }
+  bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
+    return is_conv() && taps() == 1 && h.pad_lo == 0 && w.pad_lo == 0 && h.pad_hi <= 0 && w.pad_hi <= 0;
+  }
+  // Channels of the tensor this pass writes, and of the buffer it writes them into.
+  int64_t written_channels() const { return pass == Pass::dgrad ? c : k; }
+  int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
+
+  // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool.
+  double flops() const;
+  // Every operand read once and the result written once.
+  double bytes() const;
+
+  auto fields() const {
+    return std::tie(op, pass, dtype, layout, n, c, k, groups, h, w, epilogue, ceil_mode, count_include_pad,
+                    divisor_override, index);
+  }
+  bool operator==(const Problem& other) const { return fields() == other.fields(); }
+
+  std::string text() const;
+};
+
+size_t hash_value(const Problem& problem);
+
+// Output size of a window that slides by `stride` over a padded axis (torch's formula). With ceil_mode the last
+// window may hang over the end but must start inside the input or the leading padding.
+int64_t window_output(const Axis& axis, bool ceil_mode);
+
+// Throws std::invalid_argument with a sentence naming what is wrong.
+Problem parse_problem(std::string_view text);
+
+// Empty when every size is positive, groups divide and all element counts fit 63 bits; a sentence otherwise.
+std::string invalid(const Problem& problem);
+
+}  // namespace fastconv

@@ -1,0 +1,134 @@
+// The fused tail of every convolution kernel: + bias, + residual, activation, one rounding, store.
+#pragma once
+
+#include <cmath>
+#include <numbers>
+
+#include "core/kernel.h"
+#include "simd/vec.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+// Activations that need exp or erf, a lane at a time.
+template <class A>
+A activate(Activation activation, A alpha, A x) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return x > 0 || x != x ? x : A(0);
+    case Activation::relu6:
+      return x != x ? x : (x > 0 ? (x < 6 ? x : A(6)) : A(0));
+    case Activation::leaky_relu:
+      return x > 0 ? x : x * alpha;
+    case Activation::silu:
+      return x / (A(1) + std::exp(-x));
+    case Activation::hardswish: {
+      const A gate = x + 3 > 0 ? (x + 3 < 6 ? x + 3 : A(6)) : A(0);
+      return x * gate / 6;
+    }
+    case Activation::sigmoid:
+      return A(1) / (A(1) + std::exp(-x));
+    case Activation::gelu:
+      return x * A(0.5) * (A(1) + std::erf(x * A(1 / std::numbers::sqrt2)));
+  }
+  return x;
+}
+
+template <class A>
+Vec<A> activate(Activation activation, A alpha, Vec<A> x) {
+  using V = Vec<A>;
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::relu:
+      return max(x, V::zero());
+    case Activation::relu6:
+      return min(max(x, V::zero()), V::broadcast(6));
+    case Activation::leaky_relu:
+      return where_positive(x, x, x * V::broadcast(alpha));
+    case Activation::hardswish:
+      return x * min(max(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
+    default: {
+      A lanes[V::lanes];
+      x.store(lanes);
+      for (A& lane : lanes) lane = activate(activation, alpha, lane);
+      return V::load(lanes);
+    }
+  }
+}
+
+// Built once a call from the problem and its operands; every store of a kernel goes through it.
+template <class T>
+struct Tail {
+  using A = arithmetic<T>;
+  T* out;
+  const T* bias;
+  const T* residual;
+  Activation activation;
+  A alpha;
+  int64_t out_channels;  // of the buffer written into
+  int64_t out_offset;    // first channel of the slice
+  int64_t channels;      // written channels: of the dense residual
+  int64_t pixels;        // of one written image
+  bool nhwc;
+
+  Tail(const Problem& p, const Args& args)
+      : out(static_cast<T*>(args.out)),
+        bias(p.epilogue.bias ? static_cast<const T*>(args.bias) : nullptr),
+        residual(p.epilogue.residual ? static_cast<const T*>(args.residual) : nullptr),
+        activation(p.epilogue.activation),
+        alpha(static_cast<A>(p.epilogue.alpha)),
+        out_channels(p.buffer_channels()),
+        out_offset(p.epilogue.out_offset),
+        channels(p.written_channels()),
+        pixels(p.pass == Pass::dgrad ? p.in_pixels() : p.out_pixels()),
+        nhwc(p.layout == Layout::nhwc) {}
+
+  int64_t out_at(int64_t n, int64_t channel, int64_t pixel) const {
+    return nhwc ? (n * pixels + pixel) * out_channels + out_offset + channel
+                : (n * out_channels + out_offset + channel) * pixels + pixel;
+  }
+  int64_t residual_at(int64_t n, int64_t channel, int64_t pixel) const {
+    return nhwc ? (n * pixels + pixel) * channels + channel : (n * channels + channel) * pixels + pixel;
+  }
+
+  // One element.
+  void put(int64_t n, int64_t channel, int64_t pixel, A value) const {
+    if (bias) value += widen(bias[channel]);
+    if (residual) value += widen(residual[residual_at(n, channel, pixel)]);
+    out[out_at(n, channel, pixel)] = narrow<T>(activate(activation, alpha, value));
+  }
+  // NHWC: `count` consecutive channels of one pixel.
+  void put_channels(int64_t n, int64_t channel, int64_t pixel, Vec<A> value, int count) const {
+    if (bias) value = value + load(bias + channel, count);
+    if (residual) value = value + load(residual + residual_at(n, channel, pixel), count);
+    store(out + out_at(n, channel, pixel), activate(activation, alpha, value), count);
+  }
+  // NCHW: `count` consecutive pixels of one channel.
+  void put_pixels(int64_t n, int64_t channel, int64_t pixel, Vec<A> value, int count) const {
+    if (bias) value = value + Vec<A>::broadcast(widen(bias[channel]));
+    if (residual) value = value + load(residual + residual_at(n, channel, pixel), count);
+    store(out + out_at(n, channel, pixel), activate(activation, alpha, value), count);
+  }
+};
+
+// Calls f with a null pointer of the storage type the problem's dtype names.
+template <class F>
+void with_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f64:
+      return f(static_cast<double*>(nullptr));
+    case Dtype::f32:
+    case Dtype::tf32:
+      return f(static_cast<float*>(nullptr));
+    case Dtype::f16:
+      return f(static_cast<f16*>(nullptr));
+    case Dtype::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case Dtype::other:
+      return;
+  }
+}
+
+}  // namespace fastconv::FASTCONV_ISA

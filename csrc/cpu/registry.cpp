@@ -1,0 +1,68 @@
+// Merges the tables of the instruction sets this build has: row order first, then the widest set first.
+#include <algorithm>
+
+#include "core/cpu_features.h"
+#include "table.h"
+
+namespace fastconv {
+
+namespace scalar {
+std::vector<Kernel> table();
+}
+#if defined(FASTCONV_HAS_AVX2)
+namespace avx2 {
+std::vector<Kernel> table();
+}
+#endif
+#if defined(FASTCONV_HAS_AVX512)
+namespace avx512 {
+std::vector<Kernel> table();
+}
+#endif
+#if defined(FASTCONV_HAS_NEON)
+namespace neon {
+std::vector<Kernel> table();
+}
+#endif
+
+namespace {
+
+// "conv2d/fprop_igemm_avx2" -> "conv2d/fprop_igemm"
+std::string row_of(const Kernel& kernel) { return kernel.name.substr(0, kernel.name.rfind('_')); }
+
+std::vector<Kernel> merged() {
+  const std::vector<Kernel> portable = scalar::table();
+  std::vector<Kernel> wide;
+  auto append = [&](std::vector<Kernel> table) { wide.insert(wide.end(), table.begin(), table.end()); };
+#if defined(FASTCONV_HAS_AVX512)
+  append(avx512::table());
+#endif
+#if defined(FASTCONV_HAS_AVX2)
+  append(avx2::table());
+#endif
+#if defined(FASTCONV_HAS_NEON)
+  append(neon::table());
+#endif
+  std::vector<Kernel> all;
+  for (const Kernel& row : portable) {
+    std::copy_if(wide.begin(), wide.end(), std::back_inserter(all),
+                 [&](const Kernel& kernel) { return row_of(kernel) == row_of(row); });
+    all.push_back(row);
+  }
+  return all;
+}
+
+}  // namespace
+
+const std::vector<Kernel>& cpu_kernels() {
+  static const std::vector<Kernel> kernels = merged();
+  return kernels;
+}
+
+std::string refuses_isa(Isa isa, Isa limit) {
+  if (!cpu_supports(isa)) return "This CPU has no " + std::string(name_of(isa)) + ".";
+  if (isa > limit) return "The configuration limits instruction sets to " + std::string(name_of(limit)) + ".";
+  return {};
+}
+
+}  // namespace fastconv

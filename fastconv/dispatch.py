@@ -1,0 +1,63 @@
+"""Which kernel runs a problem, and why not the others: the one place that decides.
+
+The extension asks :func:`plan` once per problem and remembers the answer, so nothing here is on the hot path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastconv import registry, settings
+from fastconv._native import C
+from fastconv.problem import Problem
+from fastconv.registry import Kernel
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of the problem's op and pass, and the sentence that keeps it from running (None: it could)."""
+
+    kernel: Kernel
+    reason: str | None
+
+
+def candidates(problem: Problem, device: str = "cpu") -> list[Candidate]:
+    """Every kernel for this op and pass in order of preference, each with its reason."""
+    active = settings.current()
+    return [
+        Candidate(kernel, _refuses_device(kernel, device) or active.refuses(kernel.name) or kernel.refuses(problem))
+        for kernel in registry.kernels()
+        if kernel.computes(problem)
+    ]
+
+
+def plan(problem: Problem, device: str = "cpu") -> Kernel:
+    """The first kernel that accepts the problem.
+
+    When the patterns of ``config(kernel=...)`` leave none, the list without patterns decides, unless ``strict`` is set:
+    then RuntimeError names the problem and the settings.
+    """
+    rows = candidates(problem, device)
+    for row in rows:
+        if row.reason is None:
+            return row.kernel
+    active = settings.current()
+    if not active.strict:
+        for row in rows:
+            if _refuses_device(row.kernel, device) is None and row.kernel.refuses(problem) is None:
+                return row.kernel
+    raise RuntimeError(f"No kernel accepts {problem} on {device} under {active}.")
+
+
+def _refuses_device(kernel: Kernel, device: str) -> str | None:
+    if device in kernel.devices:
+        return None
+    return f"It runs on {' and '.join(kernel.devices)} tensors, not on {device}."
+
+
+def forget() -> None:
+    """Drops every remembered plan; the next call of each problem plans anew."""
+    C.clear_plans()
+
+
+C.set_planner(plan)

@@ -1,0 +1,8 @@
+"""torch.nn.functional's convolutions and pools on fastconv's kernels: same names, argument order, defaults, results.
+
+These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
+"""
+
+from fastconv.functional.conv import conv2d
+
+__all__ = ["conv2d"]

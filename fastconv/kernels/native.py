@@ -1,0 +1,50 @@
+"""Rows for the C++ kernels. The extension's own list (csrc/cpu/kernels.inc) is the source; nothing is repeated here."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from fastconv import settings
+from fastconv._native import C
+from fastconv.problem import Problem
+from fastconv.registry import Kernel
+
+
+def rows() -> list[Kernel]:
+    """One row per native kernel, in the extension's order."""
+    return [
+        Kernel(
+            name=row["name"],
+            op=row["op"],
+            pass_=row["pass_"],
+            devices=("cpu",),
+            refuses=partial(_refuses, index),
+            run=partial(_run, index),
+            native=index,
+        )
+        for index, row in enumerate(C.kernels())
+    ]
+
+
+def _refuses(row: int, problem: Problem) -> str | None:
+    return C.refuses(row, problem, settings.current().isa) or None
+
+
+def _run(
+    row: int,
+    problem: Problem,
+    *,
+    out: Tensor,
+    x: Tensor | None = None,
+    w: Tensor | None = None,
+    y: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    index: Tensor | None = None,
+    threads: int = 0,
+) -> Tensor:
+    """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses."""
+    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, threads)
+    return out

@@ -1,0 +1,1 @@
+"""Where the time goes: recorded calls, timers and limits."""

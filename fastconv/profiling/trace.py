@@ -1,0 +1,35 @@
+"""Records every operator call: its problem, the kernel that ran it, and how long it took on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fastconv._native import C
+from fastconv.problem import Problem
+
+
+@dataclass(frozen=True)
+class Call:
+    """One finished call. ``seconds`` is wall time of the kernel alone (on a GPU: of its launch)."""
+
+    problem: Problem
+    kernel: str
+    seconds: float
+
+
+@contextmanager
+def trace() -> Iterator[list[Call]]:
+    """Records calls from every thread while the block runs, in the order they finish.
+
+    >>> with trace() as calls:
+    ...     model(x)
+    >>> calls[0].kernel
+    """
+    calls: list[Call] = []
+    C.set_trace(lambda problem, kernel, seconds: calls.append(Call(problem, kernel, seconds)))
+    try:
+        yield calls
+    finally:
+        C.set_trace(None)

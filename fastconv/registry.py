@@ -1,0 +1,65 @@
+"""The one list of kernels, in order of preference. Everything that names kernels reads it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from fastconv.problem import Problem
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row: what it is called, what it computes, and why it would not.
+
+    name: ``family/pass_algorithm_target``, for example ``conv2d/fprop_igemm_avx2``.
+    op, pass_: what it computes; "*" stands for all of them.
+    devices: device types it runs on.
+    refuses: None when it accepts the problem, else one sentence with the values in it.
+    run: ``run(problem, *, x, w, y, bias, residual, index, out=None) -> Tensor`` on tensors that lie densely in the
+        problem's layout. ``out``, where a kernel takes it, is written and returned.
+    native: position in the extension's own list, or None for a row that lives in Python.
+    """
+
+    name: str
+    op: str
+    pass_: str
+    devices: tuple[str, ...]
+    refuses: Callable[[Problem], str | None] = field(repr=False)
+    run: Callable[..., Any] = field(repr=False)
+    native: int | None = None
+
+    def computes(self, problem: Problem) -> bool:
+        """Whether the row is for this problem's op and pass at all."""
+        return self.op in ("*", problem.op) and self.pass_ in ("*", problem.pass_)
+
+    @property
+    def is_reference(self) -> bool:
+        return "_reference_" in self.name
+
+    @property
+    def is_torch(self) -> bool:
+        return self.name.endswith("_aten")
+
+
+@cache
+def kernels() -> tuple[Kernel, ...]:
+    """Every kernel of this build: hand-written ones, then PyTorch's own, then the references."""
+    from fastconv.kernels import aten, native
+
+    own = native.rows()
+    return (
+        *(kernel for kernel in own if not kernel.is_reference),
+        *aten.rows(),
+        *(kernel for kernel in own if kernel.is_reference),
+    )
+
+
+def kernel(name: str) -> Kernel:
+    """The kernel of that name; ValueError when there is none."""
+    for row in kernels():
+        if row.name == name:
+            return row
+    raise ValueError(f"There is no kernel named {name!r}.")

@@ -1,0 +1,125 @@
+"""The few switches of the library, and the environment variables that set them at start.
+
+================================  ==========================================================================
+``FASTCONV_KERNEL``               like ``config(kernel=...)``
+``FASTCONV_ISA``                  like ``config(isa=...)``
+================================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+ISAS = ("scalar", "neon", "avx2", "avx512")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One consistent state of every switch.
+
+    kernel: shell-style pattern a chosen kernel's name must match ("conv2d/fprop_igemm*"); several patterns are
+        separated by commas, and a pattern that starts with "-" forbids what it matches.
+    strict: raise instead of choosing a kernel outside the patterns (PyTorch's rows and the reference included).
+    isa: the widest instruction set the CPU kernels may use.
+    winograd: allow Winograd, which spreads one NaN or Inf over its whole tile.
+    deterministic: only kernels whose result does not depend on run, batch split or thread count.
+    """
+
+    kernel: str = "*"
+    strict: bool = False
+    isa: str = "avx512"
+    winograd: bool = False
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not type(field.default):
+                expected = type(field.default).__name__
+                raise TypeError(f"config: {field.name} must be a {expected}, but is {value!r}.")
+        if self.isa not in ISAS:
+            raise ValueError(f"config: isa must be one of {', '.join(ISAS)}, but is {self.isa!r}.")
+        if not re.fullmatch(r"[-\w/*?,\[\]]+", self.kernel):
+            raise ValueError(f"config: kernel must be a pattern such as 'conv2d/fprop_igemm*', but is {self.kernel!r}.")
+
+    def refuses(self, kernel_name: str) -> str | None:
+        """The sentence that keeps a kernel from being chosen under the patterns, or None."""
+        wanted = [p for p in self.kernel.split(",") if not p.startswith("-")] or ["*"]
+        forbidden = [p[1:] for p in self.kernel.split(",") if p.startswith("-")]
+        if any(fnmatchcase(kernel_name, pattern) for pattern in forbidden):
+            return f"config(kernel={self.kernel!r}) forbids it."
+        if not any(fnmatchcase(kernel_name, pattern) for pattern in wanted):
+            return f"config(kernel={self.kernel!r}) does not name it."
+        return None
+
+
+def _from_environment(environment: Mapping[str, str]) -> Settings:
+    known = {"FASTCONV_KERNEL": "kernel", "FASTCONV_ISA": "isa"}
+    chosen = {}
+    for variable, name in known.items():
+        if variable in environment:
+            try:
+                Settings(**{name: environment[variable]})
+            except ValueError as error:
+                raise ValueError(f"The environment variable {variable} is wrong. {error}") from None
+            chosen[name] = environment[variable]
+    return Settings(**chosen)
+
+
+_current = _from_environment(os.environ)
+
+
+def current() -> Settings:
+    """The settings in force in this process."""
+    return _current
+
+
+def _install(settings: Settings) -> None:
+    global _current
+    from fastconv import dispatch
+
+    _current = settings
+    dispatch.forget()
+
+
+class config:
+    """Changes switches for the whole process: at once, and back again when used as a context manager.
+
+    >>> fastconv.config(strict=True)                       # from here on
+    >>> with fastconv.config(kernel="conv2d/*_reference*"):  # for this block
+    ...     model(x)
+
+    Raises TypeError for an unknown switch or a value of the wrong type, ValueError for a kernel pattern that matches no
+    kernel or an unknown instruction set.
+    """
+
+    def __init__(self, **changes: Any):
+        unknown = changes.keys() - {field.name for field in fields(Settings)}
+        if unknown:
+            names = ", ".join(field.name for field in fields(Settings))
+            raise TypeError(f"config: unknown switch {sorted(unknown)[0]!r}; the switches are {names}.")
+        self._before = _current
+        settings = replace(_current, **changes)
+        if "kernel" in changes:
+            _check_patterns(settings.kernel)
+        _install(settings)
+
+    def __enter__(self) -> Settings:
+        return _current
+
+    def __exit__(self, *_: object) -> None:
+        _install(self._before)
+
+
+def _check_patterns(patterns: str) -> None:
+    from fastconv import registry
+
+    names = [kernel.name for kernel in registry.kernels()]
+    for pattern in patterns.split(","):
+        if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in names):
+            raise ValueError(f"config: no kernel matches {pattern!r}; 'fastconv doctor' lists the kernels.")

@@ -1,0 +1,98 @@
+"""One check of one convolution kernel on one problem: guarded buffers, the oracle, equality or the error bound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastconv import reference
+from fastconv.problem import Problem
+from fastconv.registry import Kernel
+from fastconv.testing import guard, inputs, tolerances
+
+
+def check_conv(
+    kernel: Kernel,
+    problem: Problem,
+    *,
+    seed: int = 0,
+    integer: bool = True,
+    offset: int = 0,
+    weight_channels_last: bool = False,
+    threads: int = 0,
+) -> None:
+    """Runs a native kernel between guards and raises AssertionError with one sentence when anything is wrong.
+
+    integer: demand equality with the float64 result; otherwise hold the error bound.
+    offset: elements by which every buffer is off alignment.
+    """
+    operands = inputs.make(problem, seed, integer)
+    out = run_guarded(kernel, problem, operands, offset, weight_channels_last, threads)
+    assert not out.isnan().any(), f"{int(out.isnan().sum())} elements were not written or read outside an input."
+    exact = reference.conv2d(problem, **_double(problem, operands))
+    expected = reference.epilogue(problem, exact, operands.bias, operands.residual)
+    if integer and problem.activation in ("none", "relu", "relu6"):
+        _assert_equal(out, expected.to(out.dtype))
+    else:
+        _assert_bounded(problem, kernel, operands, out, expected)
+
+
+def run_guarded(
+    kernel: Kernel,
+    problem: Problem,
+    operands: inputs.Operands,
+    offset: int = 0,
+    weight_channels_last: bool = False,
+    threads: int = 0,
+) -> Tensor:
+    """The kernel's result; AssertionError when it wrote anything else."""
+    name = inputs.written(problem)
+    shape = list(inputs.shapes(problem)[name])
+    weight_format = torch.channels_last if weight_channels_last else torch.contiguous_format
+    format = weight_format if name == "w" else inputs.memory_format(problem)
+    channels = None
+    if problem.out_channels:
+        channels = slice(problem.out_offset, problem.out_offset + shape[1])
+        shape[1] = problem.out_channels
+    out = guard.GuardedOutput(tuple(shape), operands.first.dtype, format, offset, channels)
+    tensors = operands.named(problem)
+    if "w" in tensors:
+        tensors["w"] = tensors["w"].contiguous(memory_format=weight_format)
+    tensors = {key: guard.guarded(t, offset) for key, t in tensors.items()}
+    kernel.run(problem, out=out.buffer, threads=threads, **tensors)
+    violation = out.violation()
+    assert violation is None, violation
+    return out.tensor
+
+
+def _double(problem: Problem, operands: inputs.Operands) -> dict[str, Tensor]:
+    return dict(zip(inputs.operand_names(problem), (operands.first, operands.second), strict=True))
+
+
+def _assert_equal(out: Tensor, expected: Tensor) -> None:
+    wrong = out != expected
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements differ; at {first} the kernel gave {out[first].item()}, "
+            f"exact is {expected[first].item()}."
+        )
+
+
+def _assert_bounded(problem: Problem, kernel: Kernel, operands: inputs.Operands, out: Tensor, expected: Tensor) -> None:
+    size = reference.conv2d(problem, **{k: t.abs() for k, t in _double(problem, operands).items()})
+    for extra in (operands.bias[:, None, None] if operands.bias is not None else None, operands.residual):
+        if extra is not None:
+            size = size + extra.double().abs()
+    algorithm = "winograd" if "winograd" in kernel.name else "direct"
+    bound = tolerances.relative_bound(problem.dtype, inputs._terms(problem) + 2, algorithm)
+    # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
+    slack = 4 * tolerances.UNIT["f32" if problem.dtype != "f64" else "f64"] + tolerances._storage(problem.dtype)
+    error = (out.double() - expected).abs()
+    allowed = 1.2 * bound * size + slack * expected.abs() + torch.finfo(out.dtype).tiny
+    if (error > allowed).any():
+        worst = int((error / allowed.clamp(min=1e-300)).argmax())
+        raise AssertionError(
+            f"The error {error.flatten()[worst].item():.3g} exceeds the bound {allowed.flatten()[worst].item():.3g} "
+            f"at element {worst}."
+        )

@@ -1,0 +1,39 @@
+"""Problem corpora: text files of one problem a line, with how often it occurs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from fastconv.problem import Problem
+
+FOLDER = Path(__file__).parent / "problems"
+
+
+def names() -> list[str]:
+    """Every corpus that ships with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.txt"))
+
+
+def load(name_or_path: str) -> Counter[Problem]:
+    """Problems and multiplicities of a corpus by name, or of a file.
+
+    A line is ``[COUNTx ]PROBLEM``; "#" starts a comment. Raises FileNotFoundError for an unknown name and ValueError
+    with file and line number for a line that cannot be read.
+    """
+    path = FOLDER / f"{name_or_path}.txt"
+    if not path.exists():
+        path = Path(name_or_path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no corpus {name_or_path!r}; the corpora are {', '.join(names())}.")
+    problems: Counter[Problem] = Counter()
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        try:
+            count = int(words[0].removesuffix("x")) if len(words) == 2 else 1
+            problems[Problem(words[-1])] += count
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return problems

@@ -1,0 +1,54 @@
+"""Buffers with halos. A kernel that reads outside its input meets NaN; one that writes outside its output changes a
+sentinel. Finds both without any tool, at every element offset.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+HALO = 96  # elements on each side: more than any register, tile or prefetch may overshoot by mistake
+SENTINEL = -77.0
+
+
+def guarded(values: Tensor, offset: int = 0) -> Tensor:
+    """A copy of dense ``values`` (same strides) that starts ``offset`` elements off alignment, inside NaN halos."""
+    storage = torch.full((values.numel() + 2 * HALO + offset,), math.nan, dtype=values.dtype)
+    copy = storage.as_strided(values.shape, values.stride(), HALO + offset)
+    return copy.copy_(values)
+
+
+class GuardedOutput:
+    """A poisoned output inside sentinel halos.
+
+    ``tensor`` holds NaN everywhere; with a channel slice, ``buffer`` is the whole dense buffer and the channels around
+    the slice hold sentinels too.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        offset: int = 0,
+        channels: slice | None = None,
+    ):
+        dense = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
+        self._storage = torch.full((dense.numel() + 2 * HALO + offset,), SENTINEL, dtype=dtype)
+        self.buffer = self._storage.as_strided(shape, dense.stride(), HALO + offset)
+        self.tensor = self.buffer[:, channels] if channels else self.buffer
+        poison = math.nan if dtype.is_floating_point else -1
+        self.tensor.fill_(poison)
+
+    def violation(self) -> str | None:
+        """A sentence when anything outside ``tensor`` changed, else None."""
+        outside = torch.ones_like(self._storage, dtype=torch.bool)
+        inside = outside.as_strided(self.tensor.shape, self.tensor.stride(), self.tensor.storage_offset())
+        inside.fill_(False)
+        changed = outside & (self._storage != SENTINEL)
+        if not changed.any():
+            return None
+        first = int(changed.nonzero()[0])
+        return f"{int(changed.sum())} elements outside the output changed, the first at storage offset {first}."

@@ -1,0 +1,108 @@
+"""Operands for a problem: small integers whose sums are exact in every order, or real values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastconv.problem import Problem
+
+DTYPES = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "tf32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+# The largest integer up to which every integer is exact in the dtype.
+EXACT = {"f64": 2**53, "f32": 2**24, "tf32": 2**24, "f16": 2**11, "bf16": 2**8}
+
+
+def memory_format(problem: Problem) -> torch.memory_format:
+    """The torch name of the problem's layout."""
+    return torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format
+
+
+def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """Shapes of x, w and y (the output, or its gradient)."""
+    h, w = problem.h, problem.w
+    return {
+        "x": (problem.n, problem.c, h.size, w.size),
+        "w": (problem.k, problem.c // problem.groups, h.window, w.window),
+        "y": (problem.n, problem.k, h.out, w.out),
+    }
+
+
+def operand_names(problem: Problem) -> tuple[str, str]:
+    """The two operands a convolution pass reads."""
+    return {"fprop": ("x", "w"), "dgrad": ("y", "w"), "wgrad": ("x", "y")}[problem.pass_]
+
+
+def written(problem: Problem) -> str:
+    """The operand a convolution pass writes."""
+    return {"fprop": "y", "dgrad": "x", "wgrad": "w"}[problem.pass_]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Rounded operands of one convolution call; ``bias`` and ``residual`` are None where the epilogue has none."""
+
+    first: Tensor
+    second: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+
+    def named(self, problem: Problem) -> dict[str, Tensor]:
+        """As keyword arguments of a kernel's run()."""
+        tensors = dict(zip(operand_names(problem), (self.first, self.second), strict=True))
+        extra = {"bias": self.bias, "residual": self.residual}
+        return tensors | {name: t for name, t in extra.items() if t is not None}
+
+
+def _terms(problem: Problem) -> int:
+    """How many products one output element sums at most."""
+    per_group_c, per_group_k = problem.c // problem.groups, problem.k // problem.groups
+    taps = problem.h.window * problem.w.window
+    match problem.pass_:
+        case "fprop":
+            return per_group_c * taps
+        case "dgrad":
+            return per_group_k * taps
+    return problem.n * problem.h.out * problem.w.out
+
+
+def _integers(shape, generator: torch.Generator, density: float) -> Tensor:
+    values = torch.randint(-2, 3, shape, generator=generator).double()
+    return values * (torch.rand(shape, generator=generator) < density)
+
+
+def make(problem: Problem, seed: int, integer: bool) -> Operands:
+    """Operands in the problem's dtype and layout.
+
+    integer: values in -2..2, thinned out so that every partial sum stays exactly representable in the dtype.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype, sizes = DTYPES[problem.dtype], shapes(problem)
+    # Sums of `terms` products of size <= 4 stay below 6 sigma of the exact range when at most `density` are not zero.
+    room = EXACT[problem.dtype] / 2
+    density = min(1.0, (room / 24) ** 2 / max(1, _terms(problem))) ** 0.5
+    if room / 24 < 1:
+        density = min(density, 0.5)
+
+    def values(shape: tuple[int, ...]) -> Tensor:
+        return _integers(shape, generator, density) if integer else torch.randn(shape, generator=generator)
+
+    def activation_layout(t: Tensor) -> Tensor:
+        return t.to(dtype).contiguous(memory_format=memory_format(problem))
+
+    def operand(name: str) -> Tensor:
+        t = values(sizes[name])
+        return t.to(dtype) if name == "w" else activation_layout(t)
+
+    first, second = (operand(name) for name in operand_names(problem))
+    target = sizes[written(problem)]
+    bias = values((target[1],)).to(dtype) if problem.bias else None
+    residual = activation_layout(values(target)) if problem.residual else None
+    return Operands(first, second, bias, residual)
