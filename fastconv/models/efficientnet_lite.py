@@ -80,9 +80,7 @@ def _same_conv(
     symmetric = before == after
     pad = nn.Identity() if symmetric else nn.ZeroPad2d((before, after, before, after))
     padding = before if symmetric else 0
-    conv = layers.Conv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False
-    )
+    conv = layers.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=False)
     return pad, conv
 
 
@@ -119,9 +117,7 @@ class MBConvBlock(nn.Module):
         if self.expands:
             self._expand_conv = layers.Conv2d(in_channels, hidden, 1, bias=False)
             self._bn0 = _BatchNorm2d(hidden)
-        self._pad, self._depthwise_conv = _same_conv(
-            layers, size, hidden, hidden, kernel, stride, groups=hidden
-        )
+        self._pad, self._depthwise_conv = _same_conv(layers, size, hidden, hidden, kernel, stride, groups=hidden)
         self._bn1 = _BatchNorm2d(hidden)
         self._project_conv = layers.Conv2d(hidden, out_channels, 1, bias=False)
         self._bn2 = _BatchNorm2d(out_channels)
@@ -170,9 +166,7 @@ class EfficientNetLite(nn.Module):
         for index, stage in enumerate(plan):
             rate = drop_connect * index / len(plan)  # deeper blocks are dropped more often
             self._blocks.append(
-                MBConvBlock(
-                    layers, size, channels, stage.channels, stage.kernel, stage.stride, stage.expansion, rate
-                )
+                MBConvBlock(layers, size, channels, stage.channels, stage.kernel, stage.stride, stage.expansion, rate)
             )
             channels = stage.channels
             size = math.ceil(size / stage.stride)

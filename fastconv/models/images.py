@@ -79,9 +79,7 @@ def sample_photographs() -> list[tuple[str, Image]]:
     folder = Path(spec.submodule_search_locations[0]) / "data"
     missing = [name for name in _PHOTOGRAPHS if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"The installed scikit-image lacks the photographs {', '.join(missing)} in {folder}."
-        )
+        raise FileNotFoundError(f"The installed scikit-image lacks the photographs {', '.join(missing)} in {folder}.")
     return [(Path(name).stem, _open_rgb(folder / name)) for name in _PHOTOGRAPHS]
 
 
@@ -100,8 +98,7 @@ def _checked_pixels(source: numpy.ndarray) -> numpy.ndarray:
     numpy = _require("numpy", "numpy")
     if not isinstance(source, numpy.ndarray):
         raise TypeError(
-            f"The argument source must be a path, a Pillow image or a numpy array, "
-            f"not {type(source).__name__}."
+            f"The argument source must be a path, a Pillow image or a numpy array, not {type(source).__name__}."
         )
     is_picture = source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
     if source.dtype != numpy.uint8 or not is_picture or 0 in source.shape:

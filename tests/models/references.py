@@ -17,20 +17,20 @@ NAMES = tuple(list_models())
 TOLERANCE = 1e-5
 
 
-def reference(name: str) -> nn.Module:
+def reference(name: str, **options) -> nn.Module:
     """The published package's own network for the model `name`, untrained."""
     if name.startswith("efficientnet_lite"):
-        return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"))
-    return getattr(torchvision().models, name)()
+        return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"), **options)
+    return getattr(torchvision().models, name)(**options)
 
 
-def randomized_pair(name: str, layers: str) -> tuple[nn.Module, nn.Module]:
+def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Module]:
     """(ours, theirs) with the same random weights and non-trivial batch-norm statistics.
 
     Both are built without storage first: for VGG, drawing weights only to overwrite them takes seconds.
     """
     with torch.device("meta"):
-        ours, theirs = create_model(name, layers=layers), reference(name)
+        ours, theirs = create_model(name, layers=layers, **options), reference(name, **options)
     generator = torch.Generator().manual_seed(0)
     theirs = theirs.to_empty(device="cpu")
     for key, value in theirs.state_dict().items():

