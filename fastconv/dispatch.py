@@ -25,7 +25,7 @@ def candidates(problem: Problem, device: str = "cpu") -> list[Candidate]:
     """Every kernel for this op and pass in order of preference, each with its reason."""
     active = settings.current()
     return [
-        Candidate(kernel, _refuses_device(kernel, device) or active.refuses(kernel.name) or kernel.refuses(problem))
+        Candidate(kernel, _refuses_device(kernel, device) or active.refuses(kernel) or kernel.refuses(problem))
         for kernel in registry.kernels()
         if kernel.computes(problem)
     ]
