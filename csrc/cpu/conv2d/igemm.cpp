@@ -95,7 +95,8 @@ struct Shape {
     stage_stride = run + cache_line / static_cast<int64_t>(sizeof(A));
     panel_size = filter_taps * depth * width;
     const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
-    group_panels = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
+    const int64_t held = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
+    group_panels = ceil_div(p.groups * panels, ceil_div(p.groups * panels, held));  // groups of equal size
   }
 };
 
@@ -290,23 +291,29 @@ class Igemm {
     const S* zeros = reinterpret_cast<const S*>(work_.zeros);
     const int64_t count = end - begin;
     int64_t n = begin / phase.grid(), i = begin % phase.grid() / w.grid, j = begin % w.grid;
-    for (int64_t m = 0; m < count; ++m) {
-      own.pixel[m] = (n * h.out_size + h.out_first + i * h.out_step) * w.out_size + w.out_first + j * w.out_step;
-      const int64_t y0 = i * h.step + h.first, x0 = j * w.step + w.first;
+    for (int64_t m = 0; m < count;) {  // a stretch of one grid row at a time
+      const int64_t stretch = std::min(count - m, w.grid - j);
+      const int64_t written =
+          (n * h.out_size + h.out_first + i * h.out_step) * w.out_size + w.out_first + j * w.out_step;
+      for (int64_t q = 0; q < stretch; ++q) own.pixel[m + q] = written + q * w.out_step;
       const S** row = rows + m;
       for (int64_t a = 0; a < h.taps; ++a) {
-        const int64_t y = y0 + a * h.tap_step;
-        const bool inside = y >= 0 && y < h.source_size;
-        const int64_t at = n * source.image + y * source.row;
+        const int64_t y = i * h.step + h.first + a * h.tap_step;
+        if (y < 0 || y >= h.source_size) {
+          for (int64_t b = 0; b < w.taps; ++b, row += count) std::fill_n(row, stretch, zeros);
+          continue;
+        }
+        const S* line = source.base + n * source.image + y * source.row;
         for (int64_t b = 0; b < w.taps; ++b, row += count) {
-          const int64_t x = x0 + b * w.tap_step;
-          *row = inside && x >= 0 && x < w.source_size ? source.base + at + x * source.pixel : zeros;
+          const int64_t x = j * w.step + w.first + b * w.tap_step;
+          for (int64_t q = 0; q < stretch; ++q) {
+            const int64_t at = x + q * w.step;
+            row[q] = at >= 0 && at < w.source_size ? line + at * source.pixel : zeros;
+          }
         }
       }
-      if (++j == w.grid) {
-        j = 0;
-        if (++i == h.grid) i = 0, ++n;
-      }
+      m += stretch, j = 0;
+      if (++i == h.grid) i = 0, ++n;
     }
   }
 

@@ -57,11 +57,11 @@ void multiply_tile(const Tile<A>& t) {
 
   const A* weights = t.weights;
   const A* const* rows = t.rows;
-  const int64_t run = t.run;
+  const int64_t end = t.offset + t.run;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
     const A* pixel[M];
-    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i] + t.offset; });
-    for (int64_t c = 0; c < run; ++c, weights += V * lanes) {
+    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
+    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
       Vec<A> w[V];
       unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
       unrolled<M>([&](auto i) __attribute__((always_inline)) {
