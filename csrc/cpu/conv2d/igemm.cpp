@@ -27,7 +27,6 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-constexpr int64_t cache_line = 64;
 constexpr int64_t narrow_channels = 4;  // up to here a filter row is merged into one run
 constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set (32 KiB, 8 ways and 48 KiB, 12)
 constexpr int64_t l1_ways = 8;
@@ -354,6 +353,12 @@ class Igemm {
     if (!direct_)
       for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
     tile.out = own.out;
+    // The next strip's own rows follow the last row this strip reads through its last tap.
+    const int64_t rows_here = tile.taps * count, fetched = count * phase.w.step * source.pixel * sizeof(S);
+    const S* last_row = rows_here ? static_cast<const S*>(own.rows[rows_here - 1]) : nullptr;
+    const int64_t lines = rows_here ? ceil_div(ceil_div(fetched, cache_line), panels * tile.taps) : 0;
+    tile.ahead = reinterpret_cast<const char*>(last_row);
+    tile.ahead_lines = lines;
     int64_t staged_group = -1;
     for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, packed += shape_.panel_size) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
@@ -371,6 +376,7 @@ class Igemm {
       tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
       tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       tile_function<A>(count, vectors)(tile);
+      tile.ahead += tile.taps * lines * cache_line;
       if (direct_) continue;
       for (int i = 0; i < count; ++i)
         for (int64_t c = 0; c < columns; c += lanes)
