@@ -22,6 +22,7 @@
 #include "cpu/epilogue.h"
 #include "microkernel.h"
 #include "pack.h"
+#include "phase.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -125,10 +126,11 @@ struct Private {  // one thread's share of the workspace
 template <class T>
 struct Work {
   using A = arithmetic<T>;
-  A* zeros;   // stands for every pixel of the padding
-  A* start;   // bias padded to whole panels
-  A* packed;  // every panel of one phase
+  A* zeros;  // stands for every pixel of the padding
+  A* start;  // bias padded to whole panels
+  A* packed;
   A* copy;
+  int64_t* slot;  // of each tap in a packed panel: the taps of one phase lie together
   char* threads;
   int64_t thread_bytes;
 
@@ -137,6 +139,7 @@ struct Work {
     start = arena.take<A>(p.groups * s.panels * s.width);
     packed = arena.take<A>(p.groups * s.panels * s.panel_size);
     copy = arena.take<A>(s.copy_w ? p.n * p.h.in * s.copy_w * p.c : 0);
+    slot = arena.take<int64_t>(s.filter_taps);
     Arena one(nullptr);
     Private<T>(one, s);
     thread_bytes = one.used();
@@ -193,20 +196,43 @@ class Igemm {
 
   void run() {
     const T* source = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x);
+    number_taps();
     if (shape_.copy_w) {
       copy_rows(source);
       const int64_t row = shape_.copy_w * p_.c;
-      run_phase(phase_of(p_, 0), Source<A>{work_.copy, p_.h.in * row, row, p_.c});
+      run_phase(phase_of(p_, 0), Source<A>{work_.copy, p_.h.in * row, row, p_.c}, false);
       return;
     }
+    const bool packed = phase_count(p_) > 1;
+    if (packed) pack_all();
+    int64_t slots = 0;
     for (int64_t i = 0; i < phase_count(p_); ++i) {
-      const Phase phase = phase_of(p_, i);
+      Phase phase = phase_of(p_, i);
+      phase.first_slot = slots, slots += phase.taps();
       const int64_t row = phase.w.source_size * shape_.channels;
-      run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels});
+      run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels}, packed);
     }
   }
 
  private:
+  void number_taps() const {
+    int64_t next = 0;
+    for (int64_t i = 0; i < phase_count(p_); ++i) {
+      const Phase phase = phase_of(p_, i);
+      for (int64_t a = 0; a < phase.h.taps; ++a)
+        for (int64_t b = 0; b < phase.w.taps; ++b) {
+          const int64_t r = phase.h.window_first + a * phase.h.window_step;
+          work_.slot[r * p_.w.window + phase.w.window_first + b * phase.w.window_step] = next++;
+        }
+    }
+  }
+
+  void pack_all() const {
+    parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) pack(i, work_.packed + i * shape_.panel_size);
+    });
+  }
+
   // x with the padding of its rows written out, in the arithmetic type.
   void copy_rows(const T* x) {
     const int64_t c = p_.c, left = p_.w.pad_lo * c, row = shape_.copy_w * c;
@@ -229,16 +255,13 @@ class Igemm {
   }
 
   template <class S>
-  void run_phase(const Phase& phase, const Source<S>& source) {
+  void run_phase(const Phase& phase, const Source<S>& source, bool packed_already) {
     const int64_t pixels = p_.n * phase.grid(), panels = p_.groups * shape_.panels;
     const int64_t strips = ceil_div(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
-    const bool shared = chunks.strips > 1;
-    if (shared)
-      parallel_(panels, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) pack(phase, i, work_.packed + i * shape_.panel_size);
-      });
+    const bool shared = packed_already || chunks.strips > 1;
+    if (shared && !packed_already) pack_all();
     Phase table = phase;
     if (shape_.merged) {
       table.w.taps = 1;
@@ -255,7 +278,7 @@ class Igemm {
           const A* packed = work_.packed + panel * shape_.panel_size;
           if (!shared) {
             packed = own.packed;
-            for (int64_t i = 0; i < count; ++i) pack(phase, panel + i, own.packed + i * shape_.panel_size);
+            for (int64_t i = 0; i < count; ++i) pack(panel + i, own.packed + i * shape_.panel_size);
           }
           for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
             run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, count, packed);
@@ -269,8 +292,7 @@ class Igemm {
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(ceil_div(panel_columns(panel), lanes)); }
 
-  void pack(const Phase& phase, int64_t panel, A* out) const {
-    if (!phase.taps()) return;
+  void pack(int64_t panel, A* out) const {
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
@@ -279,7 +301,7 @@ class Igemm {
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * p_.filters_per_group() * stride[0] +
           panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, phase, shape_.depth, panel_columns(panel), panel_vectors(panel) * lanes, out);
+    pack_panel(f, work_.slot, shape_.depth, panel_columns(panel), panel_vectors(panel) * lanes, out);
   }
 
   // Fills the table of the pixels [begin, end) of the phase's grid over all images.
@@ -372,7 +394,8 @@ class Igemm {
       } else {
         tile.rows = reinterpret_cast<const A* const*>(own.rows);
       }
-      tile.weights = packed, tile.start = work_.start + panel * shape_.width;
+      tile.weights = packed + phase.first_slot * shape_.depth * vectors * lanes,
+      tile.start = work_.start + panel * shape_.width;
       tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
       tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       tile_function<A>(count, vectors)(tile);
