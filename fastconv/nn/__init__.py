@@ -3,4 +3,4 @@
 from fastconv.nn.layers import *  # noqa: F403  (the layers name themselves, once)
 from fastconv.nn.swap import Report, Row, restore, swap
 
-__all__ = [*layers.__all__, "Report", "Row", "restore", "swap"]  # noqa: F405, PLE0604
+__all__ = [*layers.__all__, "Report", "Row", "restore", "swap"]  # noqa: F405

@@ -110,9 +110,7 @@ class AvgPool1d(nn.AvgPool1d):
     """:class:`torch.nn.AvgPool1d` on fastconv's kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.avg_pool1d(
-            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
-        )
+        return F.avg_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
 @_layer
@@ -171,4 +169,4 @@ class MaxUnpool2d(nn.MaxUnpool2d):
         return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
-__all__ = [cls.__name__ for cls in LAYERS.values()]  # noqa: PLE0605
+__all__ = [cls.__name__ for cls in LAYERS.values()]

@@ -25,7 +25,7 @@ class Observation:
 
 
 def run(model: nn.Module, example: Any) -> Any:
-    """Calls the model: a tuple or list holds the arguments, a dict the keyword arguments, anything else is the input."""
+    """Calls the model: a tuple or list holds its arguments, a dict its keyword arguments, else it is the input."""
     if isinstance(example, dict):
         return model(**example)
     if isinstance(example, tuple | list):

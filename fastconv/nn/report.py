@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from fastconv.nn.observe import Observation
 
 ANY_PROBLEM = "any"
 CHOSEN_LATER = "chosen at the first call"
+NOT_REACHED = "not reached by the example"
+TORCHS_OWN = "PyTorch's own operator"
 
 
 @dataclass(frozen=True)
@@ -16,16 +20,32 @@ class Row:
 
     name: its path in the model; empty for the model itself.
     kind: its class.
-    problem: the problems it met in the example pass; "any" without one.
-    kernel: the kernels that ran them, or "chosen at the first call".
     kept: None for a swapped layer, else the sentence that says why it stays what it was.
+    seen: what it did in the example pass; None without one.
     """
 
     name: str
     kind: str
-    problem: str = ANY_PROBLEM
-    kernel: str = CHOSEN_LATER
     kept: str | None = None
+    seen: Observation | None = field(default=None, repr=False)
+
+    @property
+    def problem(self) -> str:
+        """The problems it met in the example pass; "any" without one."""
+        if self.seen is None or not self.seen.calls:
+            return ANY_PROBLEM
+        return ", ".join(dict.fromkeys(str(call.problem) for call in self.seen.calls))
+
+    @property
+    def kernel(self) -> str:
+        """The kernels that ran in the example pass, or when they will be chosen."""
+        if self.seen is None:
+            return CHOSEN_LATER if self.kept is None else TORCHS_OWN
+        if self.seen.calls:
+            return ", ".join(dict.fromkeys(call.kernel for call in self.seen.calls))
+        if not self.seen.dtypes:
+            return NOT_REACHED
+        return f"{TORCHS_OWN}, for {' and '.join(sorted(map(str, self.seen.dtypes)))}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from fastconv.nn.layers import LAYERS
-from fastconv.nn.observe import Observation, observe
+from fastconv.nn.observe import observe
 from fastconv.nn.report import Report, Row
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -63,7 +63,7 @@ def swap(
                 module.__class__ = _swapped_class(type(module))
         if example_inputs is not None:
             seen = observe(model, example_inputs, chosen)
-            rows = [_observed(row, seen[row.name]) if row.name in seen else row for row in rows]
+            rows = [replace(row, seen=seen.get(row.name)) for row in rows]
     except BaseException:
         dry_run = True
         raise
@@ -185,17 +185,3 @@ def _rebased(cls: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
 
 def _namespace(cls: type) -> dict[str, Any]:
     return {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", _ORIGINAL)}
-
-
-def _observed(row: Row, seen: Observation) -> Row:
-    """The row with what the example pass showed."""
-    if not seen.dtypes:
-        return replace(row, kernel="not reached by the example")
-    if not seen.calls:
-        kinds = ", ".join(sorted(map(str, seen.dtypes)))
-        return replace(row, kernel=f"PyTorch's own operator, for {kinds}")
-    return replace(
-        row,
-        problem=", ".join(dict.fromkeys(str(call.problem) for call in seen.calls)),
-        kernel=", ".join(dict.fromkeys(call.kernel for call in seen.calls)),
-    )
