@@ -23,6 +23,7 @@ from fastconv.nn.report import Report, Row
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _TORCH_CLASS = {ours: torchs for torchs, ours in LAYERS.items()}
+_QUANTIZED = "torch.ao.nn."  # where torch keeps its quantized layers
 _ORIGINAL = "_fastconv_original_class"  # on the copy of a parametrized class: the class it was copied from
 
 Filter = Callable[[nn.Module, str], bool]
@@ -105,7 +106,7 @@ def _is_layer(module: nn.Module) -> bool:
         return any(cls.__name__ == module.original_name for cls in LAYERS)
     ours = (conv.__name__, pooling.__name__)
     return any(
-        cls.__module__ in ours or (cls.__module__.startswith("torch.ao.nn.") and "Conv" in cls.__name__)
+        cls.__module__ in ours or (cls.__module__.startswith(_QUANTIZED) and "Conv" in cls.__name__)
         for cls in type(module).__mro__
     )
 
@@ -134,7 +135,8 @@ def _refuses(module: nn.Module) -> str | None:
 def _refuses_class(cls: type[nn.Module]) -> str:
     parent = next((base for base in cls.__mro__ if base in LAYERS or base in _TORCH_CLASS), None)
     if parent is None:
-        return f"fastconv has no {cls.__name__}; PyTorch's own operator runs."
+        kind = "quantized " if cls.__module__.startswith(_QUANTIZED) else ""
+        return f"fastconv has no {kind}{cls.__name__}; PyTorch's own operator runs."
     if any(getattr(cls, name, None) is not getattr(parent, name, None) for name in ("forward", "_conv_forward")):
         return f"{cls.__name__} has its own forward."
     return f"{cls.__name__} is a subclass of {parent.__name__}; only torch's own classes are swapped."
