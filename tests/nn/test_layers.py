@@ -130,7 +130,7 @@ def test_transposed_output_size(cls, dims, kernel):
             check(theirs, ours, [x], {"output_size": size})
             check(theirs, ours, [x], {"output_size": torch.Size([2, 6, *size])})
     for wrong in ([s + 9 for s in smallest], [1] * (dims + 1)):
-        with pytest.raises(ValueError, match="output_size must have|requested an output size"):
+        with pytest.raises(ValueError, match=r"output_size must have|requested an output size"):
             ours(x, output_size=wrong)
 
 

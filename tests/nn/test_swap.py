@@ -130,7 +130,7 @@ def test_bad_arguments_raise_type_errors(arguments, sentence):
 
 
 def test_restore_of_something_else_raises():
-    with pytest.raises(TypeError, match="restore takes a torch.nn.Module, but got None of type NoneType"):
+    with pytest.raises(TypeError, match=r"restore takes a torch.nn.Module, but got None of type NoneType"):
         fastconv.restore(None)
 
 
