@@ -29,18 +29,18 @@ def timm(name: str, **options) -> Callable[[], nn.Module]:
 
 NETWORKS = {
     "resnet18": vision("resnet18"),
-    "resnext50": vision("resnext50_32x4d"),
+    "timm_resnest": timm("resnest14d"),
     "mobilenet_v2": vision("mobilenet_v2"),
     "mobilenet_v3_small": vision("mobilenet_v3_small"),
     "shufflenet_v2": vision("shufflenet_v2_x0_5"),
     "squeezenet": vision("squeezenet1_1"),
     "mnasnet": vision("mnasnet0_5"),
     "efficientnet_b0": vision("efficientnet_b0"),
-    "regnet_y": vision("regnet_y_400mf"),
+    "timm_regnet": timm("regnety_002"),
     "densenet121": vision("densenet121"),
     "googlenet": vision("googlenet", init_weights=False, aux_logits=False),
     "alexnet": vision("alexnet", num_classes=10),
-    "convnext_tiny": vision("convnext_tiny"),
+    "timm_mobileone": timm("mobileone_s0"),
     "timm_resnet10t": timm("resnet10t"),
     "timm_mobilenetv4": timm("mobilenetv4_conv_small_050"),
     "timm_efficientnet_lite": timm("tf_efficientnet_lite0"),
@@ -53,7 +53,7 @@ NETWORKS = {
     "timm_dla": timm("dla46x_c"),
     "timm_hardcorenas": timm("hardcorenas_a"),
     "timm_vit": timm("vit_tiny_patch16_224", img_size=SIZE),
-    "timm_rexnet": timm("rexnetr_200"),
+    "timm_rexnet": timm("rexnet_100"),
 }
 
 

@@ -170,6 +170,7 @@ def test_the_example_names_problem_and_kernel_and_leaves_no_trace():
     report = fastconv.swap(caller, example_inputs={"x": X, "again": True})
     assert without_classes(snapshot(caller)) == without_classes(before)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model)
     first, second, third = report.rows
     assert first.problem == "n2c3h6w5_k4r3s3_p1_f32nchw_bias, n2c3h6w4_k4r3s3_p1_f32nchw_bias"
     assert first.kernel.startswith("conv2d/fprop_")
