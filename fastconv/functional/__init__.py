@@ -3,6 +3,11 @@
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
 """
 
+import torch.fx
+
 from fastconv.functional.conv import conv2d
 
 __all__ = ["conv2d"]
+
+for _name in __all__:
+    torch.fx.wrap(_name)  # a call is one node of a traced graph
