@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastconv import functional
+from fastconv import config, functional
 
 DTYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
-CASES_PER_TEST = 150
+CASES_PER_TEST = 60
 
 
 def scattered(rng: random.Random, t: Tensor) -> Tensor:
@@ -120,7 +120,8 @@ def test_results_and_gradients_lie_in_memory_as_torchs(name, dtype):
         case = random_case(rng, dtype, name == "conv_transpose2d")
         x, weight, bias, arguments = case
         state = rng.getstate()
-        ours = results(getattr(functional, name), x, weight, bias, arguments, rng)
+        with config(kernel="-*_aten"):
+            ours = results(getattr(functional, name), x, weight, bias, arguments, rng)
         rng.setstate(state)
         try:
             theirs = results(getattr(torch.nn.functional, name), x, weight, bias, arguments, rng)
