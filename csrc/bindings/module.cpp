@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "conv_python.h"
 #include "core/cpu_features.h"
 #include "cpu/table.h"
 #include "dispatch.h"
@@ -176,6 +177,7 @@ PYBIND11_MODULE(_C, m) {
     const auto found = Isa_from(isa);
     return found && cpu_supports(*found);
   });
+  add_conv_functions(m);
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
 }
 

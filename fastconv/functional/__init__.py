@@ -1,13 +1,22 @@
 """torch.nn.functional's convolutions and pools on fastconv's kernels: same names, argument order, defaults, results.
 
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
+3-D convolutions are torch's own functions.
 """
 
 import torch.fx
 
-from fastconv.functional.conv import conv2d
+from fastconv.functional.conv import (
+    conv1d,
+    conv2d,
+    conv2d_act,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 
-__all__ = ["conv2d"]
+__all__ = ["conv1d", "conv2d", "conv2d_act", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 
 for _name in __all__:
     torch.fx.wrap(_name)  # a call is one node of a traced graph
