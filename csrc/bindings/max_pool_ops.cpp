@@ -310,11 +310,17 @@ Tensor autograd_take(const Tensor& x, const Tensor& index, bool channels_last) {
 TORCH_LIBRARY_FRAGMENT(fastconv, m) {
   m.set_python_module("fastconv.ops.pool2d");
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  const std::string geometry = "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode";
-  m.def("max_pool2d(Tensor x, " + geometry + ") -> Tensor", tags);
-  m.def("max_pool2d_indexed(Tensor x, " + geometry + ", bool positions) -> (Tensor, Tensor)", tags);
   m.def(
-      "max_pool2d_dgrad(Tensor dy, Tensor index, SymInt[2] input_size, " + geometry + ", bool channels_last) -> Tensor",
+      "max_pool2d(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode) "
+      "-> Tensor",
+      tags);
+  m.def(
+      "max_pool2d_indexed(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
+      "bool ceil_mode, bool positions) -> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "max_pool2d_dgrad(Tensor dy, Tensor index, SymInt[2] input_size, int[2] kernel_size, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool ceil_mode, bool channels_last) -> Tensor",
       tags);
   m.def("adaptive_max_pool2d(Tensor x, SymInt[2] output_size) -> Tensor", tags);
   m.def("adaptive_max_pool2d_indexed(Tensor x, SymInt[2] output_size) -> (Tensor, Tensor)", tags);

@@ -4,5 +4,27 @@ These functions only bring arguments into one form. Which kernel runs is decided
 """
 
 from fastconv.functional.conv import conv2d
+from fastconv.functional.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+    max_unpool2d,
+)
 
-__all__ = ["conv2d"]
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "conv2d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool2d",
+]
