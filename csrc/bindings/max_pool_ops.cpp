@@ -214,14 +214,15 @@ struct AdaptiveDgradFunction : torch::autograd::Function<AdaptiveDgradFunction> 
 
 struct UnpoolFunction : torch::autograd::Function<UnpoolFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index, SymIntArrayRef size) {
-    save_input(ctx, x);
     ctx->save_for_backward({index});
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_unpool(x, index, size);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(3);
-    if (grads[0].defined()) out[0] = call_take(grads[0], ctx->get_saved_variables()[0], SavedInput(ctx).channels_last);
+    const Tensor index = ctx->get_saved_variables()[0];
+    if (grads[0].defined())
+      out[0] = call_take(grads[0], index, is_channels_last(index));  // torch's layout: the index's
     return out;
   }
 };

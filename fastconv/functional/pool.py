@@ -75,11 +75,11 @@ def avg_pool2d(
     input: (N, C, H, W) or (C, H, W). Returns (N, C, P, Q) or (C, P, Q). The divisor is the window's size clipped to the
     padded input; without count_include_pad clipped to the input; divisor_override replaces it.
     """
+    if input.dim() < 3:  # IndexError is what torch raises here, and only here
+        raise IndexError(f"avg_pool2d takes an input of 3 or 4 dimensions, but got shape {tuple(input.shape)}.")
     x = _batched(input, 2, "avg_pool2d")
     window, stride, padding, _ = _geometry(2, kernel_size, stride, padding, 1)
-    return _unbatch(
-        input, 2, _avg_pool2d(x, window, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    )
+    return _unbatch(input, 2, _avg_pool2d(x, window, stride, padding, ceil_mode, count_include_pad, divisor_override))
 
 
 def avg_pool1d(
@@ -105,8 +105,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
 
     input: (N, C, H, W) or (C, H, W); a None in output_size keeps the input's size.
     """
+    size = _output_size(input, output_size)
     x = _batched(input, 2, "adaptive_avg_pool2d")
-    return _unbatch(input, 2, _adaptive_avg_pool2d(x, _output_size(input, 2, output_size)))
+    return _unbatch(input, 2, _adaptive_avg_pool2d(x, size))
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Ints) -> Tensor:
@@ -122,8 +123,9 @@ def adaptive_max_pool2d(
 
     input: (N, C, H, W) or (C, H, W); a None in output_size keeps the input's size.
     """
+    size = _output_size(input, output_size)
     x = _batched(input, 2, "adaptive_max_pool2d")
-    return _unbatch(input, 2, _adaptive_max(x, _output_size(input, 2, output_size), return_indices))
+    return _unbatch(input, 2, _adaptive_max(x, size, return_indices))
 
 
 def adaptive_max_pool1d(
@@ -176,14 +178,16 @@ def _geometry(dims: int, window: Ints, stride: Ints | None, padding: Ints, dilat
     )
 
 
-def _output_size(input: Tensor, dims: int, size: int | Sequence[int | None]) -> tuple[int, ...]:
+def _output_size(input: Tensor, size: int | Sequence[int | None]) -> tuple[int, ...]:
+    """The adaptive output size (P, Q); a None is the input's own."""
     if isinstance(size, int | torch.SymInt):
-        return (size,) * dims
-    sizes = input.shape[-dims:]
-    values = tuple(given if given is not None else own for given, own in zip(size, sizes, strict=False))
-    if len(tuple(size)) != dims:
-        raise RuntimeError(f"output_size must be an int or {dims} ints or None, but is {size!r}.")
-    return values
+        return (size, size)
+    size = tuple(size)
+    if input.dim() <= len(size):
+        raise ValueError(f"An output_size of {len(size)} numbers needs an input of more dimensions than {input.dim()}.")
+    if len(size) != 2:
+        raise RuntimeError(f"output_size must be an int or two ints or None, but is {size!r}.")
+    return tuple(given if given is not None else own for given, own in zip(size, input.shape[-2:], strict=True))
 
 
 def _unpool_size(input: Tensor, window, stride, padding, size: Sequence[int] | None) -> tuple[int, ...]:

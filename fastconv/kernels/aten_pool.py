@@ -148,6 +148,9 @@ def unpool_fprop(problem: Problem, *, x: Tensor, index: Tensor) -> Tensor:
 
 def unpool_dgrad(problem: Problem, *, y: Tensor, index: Tensor) -> Tensor:
     """``aten::gather`` in each plane."""
-    return y.flatten(2).gather(2, index.flatten(2)).view(index.shape).contiguous(
-        memory_format=torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format
+    return (
+        y.flatten(2)
+        .gather(2, index.flatten(2))
+        .view(index.shape)
+        .contiguous(memory_format=torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format)
     )

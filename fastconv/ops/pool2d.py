@@ -87,9 +87,7 @@ def _(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_ove
 
 
 @torch.library.register_fake("fastconv::avg_pool2d_dgrad")
-def _(
-    dy, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, channels_last
-):
+def _(dy, input_size, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, channels_last):
     return _sized(dy, input_size, _layout(channels_last))
 
 

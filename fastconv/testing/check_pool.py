@@ -32,7 +32,9 @@ def values(shape: tuple[int, ...], kind: str, seed: int) -> Tensor:
     return integers
 
 
-def check_pool(kernel: Kernel, problem: Problem, *, kind: str, seed: int = 0, offset: int = 0, threads: int = 0) -> None:
+def check_pool(
+    kernel: Kernel, problem: Problem, *, kind: str, seed: int = 0, offset: int = 0, threads: int = 0
+) -> None:
     """Runs a native pooling kernel between guards; AssertionError with one sentence when anything is wrong.
 
     kind: which data, see :func:`values`; "special" is for max pools and unpooling only.
@@ -45,9 +47,7 @@ def check_pool(kernel: Kernel, problem: Problem, *, kind: str, seed: int = 0, of
     index = None
     tensors = {name: guard.guarded(_layout(problem, t), offset) for name, t in inputs.items()}
     if writes_index:
-        index = guard.GuardedOutput(
-            tuple(expected.shape), INDEX_DTYPES[problem.index], memory_format(problem), offset
-        )
+        index = guard.GuardedOutput(tuple(expected.shape), INDEX_DTYPES[problem.index], memory_format(problem), offset)
         tensors["index"] = index.tensor
     kernel.run(problem, out=out.tensor, threads=threads, **tensors)
     for buffer in (out, index):

@@ -26,8 +26,8 @@ def guarded(values: Tensor, offset: int = 0) -> Tensor:
 class GuardedOutput:
     """A poisoned output inside sentinel halos.
 
-    ``tensor`` holds NaN (indices: the largest integer) everywhere; with a channel slice, ``buffer`` is the whole dense buffer and the channels around
-    the slice hold sentinels too.
+    ``tensor`` holds NaN (indices: the largest integer) everywhere; with a channel slice, ``buffer`` is the whole dense
+    buffer and the channels around the slice hold sentinels too.
     """
 
     def __init__(

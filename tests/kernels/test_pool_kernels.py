@@ -46,10 +46,16 @@ def test_kernel_agrees_with_the_oracle(kernel, dtype):
 def test_threads_do_not_change_the_result(kernel):
     """One, two and five threads give the same bits."""
     for problem in problems(kernel, "f32"):
-        shape = (problem.n, problem.c, *((problem.h.out, problem.w.out) if kernel.pass_ == "dgrad" else
-                                         (problem.h.size, problem.w.size)))
-        written = (problem.n, problem.c, *((problem.h.size, problem.w.size) if kernel.pass_ == "dgrad" else
-                                           (problem.h.out, problem.w.out)))
+        shape = (
+            problem.n,
+            problem.c,
+            *((problem.h.out, problem.w.out) if kernel.pass_ == "dgrad" else (problem.h.size, problem.w.size)),
+        )
+        written = (
+            problem.n,
+            problem.c,
+            *((problem.h.size, problem.w.size) if kernel.pass_ == "dgrad" else (problem.h.out, problem.w.out)),
+        )
         format = torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format
         operand = {"y" if kernel.pass_ == "dgrad" else "x": torch.randn(shape).contiguous(memory_format=format)}
         results = []

@@ -30,8 +30,7 @@ class Average {
   }
   // Every output is the average of its whole plane.
   bool global() const {
-    const Span v = rows.at(0), h = columns.at(0);
-    return p.out_pixels() == 1 && v.count == rows.in && h.count == columns.in;
+    return p.out_pixels() == 1 && rows.at(0).count == rows.in && columns.at(0).count == columns.in;
   }
   int64_t scratch_elements() const {
     if (p.layout == Layout::nhwc || !by_rows()) return 0;
@@ -47,8 +46,10 @@ class Average {
       return;
     }
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-      if (global())
-        for (int64_t i = begin; i < end; ++i) whole_plane(i);
+      const bool whole = global();
+      const A by = whole ? divisor(rows.at(0), columns.at(0)) : A(1);
+      if (whole)
+        for (int64_t i = begin; i < end; ++i) whole_plane(i, by);
       else if (by_rows())
         planes(begin, end, thread);
       else
@@ -64,8 +65,10 @@ class Average {
       return;
     }
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-      if (global())
-        for (int64_t i = begin; i < end; ++i) fill_plane(i);
+      const bool whole = global();
+      const A by = whole ? divisor(rows.at(0), columns.at(0)) : A(1);
+      if (whole)
+        for (int64_t i = begin; i < end; ++i) fill_plane(i, by);
       else if (by_rows())
         gradient_planes(begin, end, thread);
       else
@@ -170,26 +173,23 @@ class Average {
     return V::broadcast(static_cast<A>(p.divisor_override ? p.divisor_override : v.extent));
   }
 
-  void whole_plane(int64_t plane) const {
-    const T* x = static_cast<const T*>(args.x) + plane * p.in_pixels();
+  void whole_plane(int64_t plane, A by) const {
+    const int64_t pixels = p.in_pixels();
+    const T* x = static_cast<const T*>(args.x) + plane * pixels;
     V sum[unroll];
     for (V& s : sum) s = V::zero();
     int64_t i = 0;
-    for (; i + unroll * V::lanes <= p.in_pixels(); i += unroll * V::lanes)
+    for (; i + unroll * V::lanes <= pixels; i += unroll * V::lanes)
       for (int u = 0; u < unroll; ++u) sum[u] = sum[u] + load(x + i + u * V::lanes);
-    for (; i < p.in_pixels(); i += V::lanes)
-      sum[0] = sum[0] + load(x + i, static_cast<int>(std::min<int64_t>(V::lanes, p.in_pixels() - i)));
-    A lanes[V::lanes];
-    ((sum[0] + sum[1]) + (sum[2] + sum[3])).store(lanes);
-    for (int half = V::lanes / 2; half > 0; half /= 2)
-      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    static_cast<T*>(args.out)[plane] = narrow<T>(lanes[0] / divisor(rows.at(0), columns.at(0)));
+    for (; i + V::lanes <= pixels; i += V::lanes) sum[0] = sum[0] + load(x + i);
+    if (i < pixels) sum[1] = sum[1] + load(x + i, static_cast<int>(pixels - i));
+    static_cast<T*>(args.out)[plane] = narrow<T>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / by);
   }
 
-  void fill_plane(int64_t plane) const {
+  void fill_plane(int64_t plane, A by) const {
     const A dy = widen(static_cast<const T*>(args.y)[plane]);
     T* dx = static_cast<T*>(args.out) + plane * p.in_pixels();
-    std::fill(dx, dx + p.in_pixels(), narrow<T>(dy / divisor(rows.at(0), columns.at(0))));
+    std::fill(dx, dx + p.in_pixels(), narrow<T>(dy / by));
   }
 
   void planes(int64_t begin, int64_t end, int thread) const {

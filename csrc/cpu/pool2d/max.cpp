@@ -7,8 +7,8 @@
 // row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
 // to the sign of a zero. The gradient turns the same scratch around: dy is added, tap by tap, into a private row.
 // Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
-// Loses where the output has few columns (NCHW global pools go element by element) and for windows above about 7x7 in
-// NHWC, where every tap is read anew for each output.
+// Few output columns or ragged adaptive windows in NCHW go element by element, their gradient through a private plane.
+// Loses for windows above about 7x7 in NHWC, where every tap is read anew for each output.
 #include <limits>
 
 #include "plain.h"
@@ -282,25 +282,50 @@ class NchwMax {
   const Numbering number;
 };
 
-template <bool gradient, class T, class I>
-void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
-  if constexpr (gradient && std::is_void_v<I>) return;
-  auto run = [&](const auto& kernel) {
-    if constexpr (gradient)
-      kernel.dgrad(parallel);
-    else
-      kernel.fprop(parallel);
-  };
-  if (p.layout == Layout::nhwc) return run(NhwcMax<T, I>(p, args));
-  if (by_rows(Windows(p, p.h), Windows(p, p.w))) return run(NchwMax<T, I>(p, args));
-  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
+// NCHW planes with few output columns or ragged windows: the gradients of a plane are added up in scratch that only
+// this task sees, in the order of the outputs. An index outside the plane adds nothing.
+template <class T, class I>
+void narrow_dgrad(const Problem& p, const Args& args, const Parallel& parallel) {
+  using A = arithmetic<T>;
+  const Windows rows(p, p.h), columns(p, p.w);
+  const Numbering number(p);
+  const int64_t pixels = p.in_pixels();
+  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+    A* plane = static_cast<A*>(args.workspace) + thread * padded_row(pixels);
     for (int64_t i = begin; i < end; ++i) {
-      if constexpr (!gradient)
-        plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
-      else if constexpr (!std::is_void_v<I>)
-        plain::max_dgrad<T, I, arithmetic<T>>(p, args, i);
+      std::fill(plane, plane + pixels, A(0));
+      const T* dy = static_cast<const T*>(args.y) + i * p.out_pixels();
+      const I* index = static_cast<const I*>(args.index) + i * p.out_pixels();
+      for (int64_t o = 0; o < p.out_pixels(); ++o) {
+        int64_t at = static_cast<int64_t>(index[o]);
+        if (number.taps) {
+          const int64_t row = o / p.w.out * rows.stride - rows.pad + at / p.w.window * rows.step;
+          const int64_t column = o % p.w.out * columns.stride - columns.pad + at % p.w.window * columns.step;
+          at = column < 0 || column >= p.w.in ? -1 : row * p.w.in + column;
+        }
+        if (at >= 0 && at < pixels) plane[at] += widen(dy[o]);
+      }
+      T* dx = static_cast<T*>(args.out) + i * pixels;
+      for (int64_t q = 0; q < pixels; q += Vec<A>::lanes)
+        store(dx + q, Vec<A>::load(plane + q), static_cast<int>(std::min<int64_t>(Vec<A>::lanes, pixels - q)));
     }
   });
+}
+
+template <bool gradient, class T, class I>
+void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
+  const bool rows = by_rows(Windows(p, p.h), Windows(p, p.w));
+  if constexpr (!gradient) {
+    if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).fprop(parallel);
+    if (rows) return NchwMax<T, I>(p, args).fprop(parallel);
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
+    });
+  } else if constexpr (!std::is_void_v<I>) {
+    if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).dgrad(parallel);
+    if (rows) return NchwMax<T, I>(p, args).dgrad(parallel);
+    narrow_dgrad<T, I>(p, args, parallel);
+  }
 }
 
 template <bool gradient>
@@ -315,13 +340,15 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 int64_t workspace(const Problem& p, int threads) {
   const Windows rows(p, p.h), columns(p, p.w);
-  if (p.layout == Layout::nhwc || !by_rows(rows, columns)) return 0;
-  int64_t elements = 0, size = 0;
+  if (p.layout == Layout::nhwc) return 0;
+  int64_t bytes = 0;
   with_dtype(p.dtype, [&](auto* t) {
     using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
-    elements = MaxScratch<A>::elements(rows, columns), size = sizeof(A);
+    int64_t elements = p.pass == Pass::dgrad ? padded_row(p.in_pixels()) : 0;
+    if (by_rows(rows, columns)) elements = MaxScratch<A>::elements(rows, columns);
+    bytes = elements * static_cast<int64_t>(sizeof(A));
   });
-  return elements * size * threads;
+  return bytes * threads;
 }
 
 std::string refuses(const Problem& p) {

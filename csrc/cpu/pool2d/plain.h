@@ -23,12 +23,16 @@ void max_fprop(const Problem& p, const Args& args, int64_t i) {
       const Span v = rows.at(oh), h = columns.at(ow);
       A best = -std::numeric_limits<A>::infinity();
       int64_t at = number.of(std::min(v.first, rows.in - 1), std::min(h.first, columns.in - 1), v.tap, h.tap);
-      for (int64_t r = 0; r < v.count; ++r)
+      for (int64_t r = 0; r < v.count; ++r) {
+        const int64_t row = v.first + r * rows.step;
+        const T* from = x + in.at(n, c, row * p.w.in + h.first);
+        const int64_t step = columns.step * in.pixel_stride();
         for (int64_t s = 0; s < h.count; ++s) {
-          const int64_t row = v.first + r * rows.step, column = h.first + s * columns.step;
-          const A value = widen(x[in.at(n, c, row * p.w.in + column)]);
-          if (value > best || value != value) best = value, at = number.of(row, column, v.tap + r, h.tap + s);
+          const A value = widen(from[s * step]);
+          if (value > best || value != value)
+            best = value, at = number.of(row, h.first + s * columns.step, v.tap + r, h.tap + s);
         }
+      }
       const int64_t to = out.at(n, c, oh * p.w.out + ow);
       y[to] = narrow<T>(static_cast<arithmetic<T>>(best));
       if constexpr (!std::is_void_v<I>) index[to] = static_cast<I>(at);

@@ -9,7 +9,7 @@ namespace fastconv::FASTCONV_ISA {
 // Integers up to this are exact in float lanes.
 inline constexpr int64_t exact_tags = int64_t{1} << 24;
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(FASTCONV_PORTABLE)
 
 // Where x > best or x is NaN, best = x and tag = t: of equal values the first, of several NaN the last, as in torch.
 inline void take_greater(Vec<float>& best, Vec<float>& tag, Vec<float> x, Vec<float> t) {
@@ -77,7 +77,11 @@ inline void weave(Vec<double>& a, Vec<double>& b) {
   a.v = first;
 }
 
-#elif defined(__AVX2__)
+// The sum of a register's lanes, halves first.
+inline float sum_lanes(Vec<float> v) { return _mm512_reduce_add_ps(v.v); }
+inline double sum_lanes(Vec<double> v) { return _mm512_reduce_add_pd(v.v); }
+
+#elif defined(__AVX2__) && !defined(FASTCONV_PORTABLE)
 
 inline void take_greater(Vec<float>& best, Vec<float>& tag, Vec<float> x, Vec<float> t) {
   const __m256 m = _mm256_or_ps(_mm256_cmp_ps(x.v, best.v, _CMP_GT_OQ), _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
@@ -149,6 +153,15 @@ inline void weave(Vec<double>& a, Vec<double>& b) {
   a.v = _mm256_permute2f128_pd(low, high, 0x20);
   b.v = _mm256_permute2f128_pd(low, high, 0x31);
 }
+inline float sum_lanes(Vec<float> v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v.v), _mm256_extractf128_ps(v.v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline double sum_lanes(Vec<double> v) {
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(v.v), _mm256_extractf128_pd(v.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 
 #else
 
@@ -186,6 +199,13 @@ template <class A>
 void store_tags(uint8_t* p, Vec<A> v, int count) {
   detail::Lanes l(v);
   for (int i = 0; i < Vec<A>::lanes && i < count; ++i) p[i] = static_cast<uint8_t>(l.v[i]);
+}
+template <class A>
+A sum_lanes(Vec<A> v) {
+  detail::Lanes l(v);
+  for (int half = Vec<A>::lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) l.v[i] += l.v[i + half];
+  return l.v[0];
 }
 // a and b hold consecutive elements: afterwards a holds the even ones and b the odd ones; weave is the inverse.
 template <class A>
