@@ -17,7 +17,7 @@ from fastconv._native import C
 from fastconv.problem import Problem
 from fastconv.profiling import machine
 
-TRIES = 5
+TRIES = 15  # the best of many: a ceiling must not suffer from what else the machine does
 BURST_SECONDS = 0.01
 COPY_SECONDS = 0.02
 # Footprints (source + destination) of the copies, besides one of four times the last cache.
@@ -80,18 +80,16 @@ def ceilings() -> Ceilings:
 
 def _best_rate(call: Callable[[int], float], seconds: float) -> float:
     """The best of a few runs of ``call(repetitions) -> amount``, as amount a second."""
-    repetitions, best = 1, 0.0
-    while True:
-        start = perf_counter()
-        call(repetitions)
-        if perf_counter() - start >= seconds:
-            break
-        repetitions *= 2
-    for _ in range(TRIES):
+
+    def timed(repetitions: int) -> tuple[float, float]:
         start = perf_counter()
         amount = call(repetitions)
-        best = max(best, amount / (perf_counter() - start))
-    return best
+        return perf_counter() - start, amount
+
+    repetitions = 1
+    while min(timed(repetitions)[0] for _ in range(3)) < seconds:
+        repetitions *= 2
+    return max(amount / elapsed for elapsed, amount in (timed(repetitions) for _ in range(TRIES)))
 
 
 def _multiply_add_rate(wide: bool) -> float:

@@ -18,7 +18,7 @@ Calls = Callable[[], object] | Sequence[Callable[[], object]]
 TURNS = 15  # samples of every candidate; odd, so that the median is one of them
 FEWEST_TURNS = 5  # of a candidate whose single call takes longer than its share
 SHORTEST_SAMPLE = 200e-6  # seconds; below this the clock and the loop around the calls would show
-WARM_UP = 2  # passes before the first sample: plans, primitives, page faults and clocks settle
+WARM_UP = 3  # calls before the first sample: plans, primitives, page faults and clocks settle
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,35 @@ def percentile(values: Sequence[float], fraction: float) -> float:
 class _Candidate:
     calls: Sequence[Callable[[], object]]
     samples: list[float]
-    passes: int = 1
+    repeats: int = 1
     spent: float = 0.0
 
-    def run(self, passes: int) -> float:
-        """Seconds of ``passes`` passes over the calls."""
-        calls = self.calls
+    def run(self, repeats: int, first: int) -> float:
+        """Seconds of ``repeats`` calls, going round from call number ``first``."""
+        batch = [self.calls[(first + i) % len(self.calls)] for i in range(repeats)]
         start = perf_counter()
-        if len(calls) == 1:
-            call = calls[0]
-            for _ in range(passes):
-                call()
-        else:
-            for _ in range(passes):
-                for call in calls:
-                    call()
+        for call in batch:
+            call()
         return perf_counter() - start
 
     def calibrate(self, share: float) -> None:
-        """Warms up and chooses how many passes make a sample of about ``share`` seconds."""
-        for _ in range(WARM_UP):
-            once = self.run(1)
-        self.passes = max(1, round(max(share, SHORTEST_SAMPLE) / once))
+        """Warms up and chooses how many calls make a sample of about ``share`` seconds."""
+        once = min(self.run(1, i) for i in range(WARM_UP))
+        self.repeats = max(1, round(max(share, SHORTEST_SAMPLE) / once))
 
-    def sample(self) -> None:
+    def sample(self, first: int) -> None:
         if len(self.calls) == 1:
-            self.run(1)  # takes the caches back from the candidate before
-        seconds = self.run(self.passes)
+            self.run(1, 0)  # takes the caches back from the candidate before
+        seconds = self.run(self.repeats, first)
         self.spent += seconds
-        self.samples.append(seconds / (self.passes * len(self.calls)))
+        self.samples.append(seconds / self.repeats)
 
     def done(self, seconds: float) -> bool:
         return len(self.samples) >= TURNS or (len(self.samples) >= FEWEST_TURNS and self.spent >= seconds)
 
     def timing(self) -> Timing:
         median, p10, p90 = (percentile(self.samples, fraction) for fraction in (0.5, 0.1, 0.9))
-        return Timing(median, p10, p90, len(self.samples) * self.passes * len(self.calls))
+        return Timing(median, p10, p90, len(self.samples) * self.repeats)
 
 
 def in_turns(
@@ -94,16 +87,21 @@ def in_turns(
 
     on_turn: called after each turn (for a progress bar).
     """
-    runs = {name: _Candidate(calls if isinstance(calls, Sequence) else (calls,), []) for name, calls in candidates.items()}
+    runs = {
+        name: _Candidate(calls if isinstance(calls, Sequence) else (calls,), []) for name, calls in candidates.items()
+    }
     collecting = gc.isenabled()
     gc.disable()
     try:
         for run in runs.values():
             run.calibrate(seconds / TURNS)
+        position = 0
         while any(not run.done(seconds) for run in runs.values()):
             for run in runs.values():
                 if not run.done(seconds):
-                    run.sample()
+                    # Candidates may share buffers: each goes on where the one before stopped.
+                    run.sample(position)
+                    position += run.repeats
             if on_turn is not None:
                 on_turn()
     finally:

@@ -37,3 +37,8 @@ def load(name_or_path: str) -> Counter[Problem]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return problems
+
+
+def dump(problems: Counter[Problem]) -> str:
+    """The lines :func:`load` reads back, in the counter's order."""
+    return "".join(f"{f'{count}x ' if count != 1 else ''}{problem}\n" for problem, count in problems.items())
