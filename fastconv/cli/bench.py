@@ -17,19 +17,21 @@ from fastconv.cli.screen import console, milliseconds, percent, progress, step, 
 
 
 def bench(
-    problems: Annotated[list[str], Argument(help="For example n1c64h56w56_k64r3s3_p1_f32nhwc.")] = None,
-    suite: Annotated[str, Option("--suite", help="A corpus by name, or a file of problems.")] = None,
-    pass_: Annotated[str, Option("--pass", help="fprop, dgrad or wgrad instead of what the problems say.")] = None,
-    dtype: Annotated[str, Option(help="f32, f64, f16 or bf16 instead.")] = None,
-    layout: Annotated[str, Option(help="nhwc or nchw instead.")] = None,
-    batch: Annotated[int, Option(help="Another batch size (with --capture: of the captured pass).")] = None,
+    problems: Annotated[list[str] | None, Argument(help="For example n1c64h56w56_k64r3s3_p1_f32nhwc.")] = None,
+    suite: Annotated[str | None, Option("--suite", help="A corpus by name, or a file of problems.")] = None,
+    pass_: Annotated[
+        str | None, Option("--pass", help="fprop, dgrad or wgrad instead of what the problems say.")
+    ] = None,
+    dtype: Annotated[str | None, Option(help="f32, f64, f16 or bf16 instead.")] = None,
+    layout: Annotated[str | None, Option(help="nhwc or nchw instead.")] = None,
+    batch: Annotated[int | None, Option(help="Another batch size (with --capture: of the captured pass).")] = None,
     kernel: Annotated[str, Option(help="Only our kernels of this name pattern, besides the chosen one.")] = "*",
     cold: Annotated[bool, Option("--cold", help="Operands in no cache, instead of the same again and again.")] = False,
     seconds: Annotated[float, Option(help="Seconds of timing for each row.")] = 0.2,
-    json: Annotated[Path, Option(help="Write every figure to this file.")] = None,
-    capture: Annotated[str, Option(help="Print the corpus of this model instead of timing anything.")] = None,
+    json: Annotated[Path | None, Option(help="Write every figure to this file.")] = None,
+    capture: Annotated[str | None, Option(help="Print the corpus of this model instead of timing anything.")] = None,
     train: Annotated[bool, Option("--train", help="With --capture: the backward passes too.")] = False,
-    size: Annotated[int, Option(help="With --capture: height and width of the image.")] = None,
+    size: Annotated[int | None, Option(help="With --capture: height and width of the image.")] = None,
 ) -> None:
     """Time every kernel that accepts the problems, and PyTorch in both layouts.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from fastconv.functional.arguments import as_tuple, sides
 from fastconv.problem import Problem
 from fastconv.profiling import trace
+from fastconv.profiling.layers import evaluating, layer_names
 from fastconv.testing.inputs import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
@@ -159,33 +159,6 @@ def _passes(problem: Problem, call: _Call) -> Iterator[Problem]:
         yield plain.replace(pass_="wgrad")
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, every module back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _layer_names(model: nn.Module) -> Iterator[list[str]]:
-    """A stack of the names of the modules that are running, innermost last."""
-    running = [""]
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None, always_call=True))
-    try:
-        yield running
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def capture(model: nn.Module, *inputs: Tensor, train: bool = False, layout: str | None = "nhwc") -> list[Captured]:
     """Every convolution and pool of one forward pass, in order.
 
@@ -209,7 +182,7 @@ def capture(model: nn.Module, *inputs: Tensor, train: bool = False, layout: str 
         calls.append(Captured(running[-1], problem))
 
     gradients = torch.enable_grad() if train else torch.no_grad()
-    with _evaluating(model), _layer_names(model) as running, _Recorder(found), gradients, trace.report(traced):
+    with evaluating(model), layer_names(model) as running, _Recorder(found), gradients, trace.report(traced):
         model(*inputs)
     return calls
 
