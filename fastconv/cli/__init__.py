@@ -23,11 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fastconv.cli.app import app
 
     try:
-        app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        # typer returns the code of typer.Exit, the result of the verb (None) or, when interrupted, 130.
+        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except typer.Exit as error:
-        return error.exit_code
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _say("Interrupted.", INTERRUPTED)
+        code = INTERRUPTED
     except UserError as error:
         return _say(str(error), USAGE)
     except ImportError as error:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = error.format_message()
         return _say(message, USAGE) if message else USAGE
-    return 0
+    return _say("Interrupted.", INTERRUPTED) if code == INTERRUPTED else code or 0
 
 
 def _say(sentence: str, code: int) -> int:

@@ -54,7 +54,7 @@ def _print_kernels(screen) -> None:
 
     table = Table("kernel", "runs on", "allowed here", title="kernels, in order of preference", title_justify="left")
     for kernel in registry.kernels():
-        table.add_row(kernel.name, ", ".join(kernel.devices), settings.current().refuses(kernel.name) or "yes")
+        table.add_row(kernel.name, ", ".join(kernel.devices), settings.current().refuses(kernel) or "yes")
     screen.print(table, highlight=False)
 
 

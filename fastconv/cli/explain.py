@@ -14,4 +14,5 @@ def explain(problem: Annotated[str, Argument(help="For example n8c64h56w56_k64r3
     """Print every kernel with its reason, the chosen one, its workspace and its layout copies."""
     import fastconv
 
-    typer.echo(str(fastconv.explain(parse(problem))))
+    parsed = parse(problem)
+    typer.echo(str(fastconv.explain(parsed)))
