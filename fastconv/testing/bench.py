@@ -96,7 +96,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class Entrant:
     """A kernel in a layout with everything to call it."""
 
     kernel: Kernel
@@ -116,10 +116,10 @@ class _Entrant:
         return lambda: run(problem, out=torch.empty_strided(shape, strides, dtype=dtype), **tensors)
 
 
-def _entrants(problem: Problem, pattern: str) -> tuple[list[_Entrant], list[Row]]:
+def entrants(problem: Problem, pattern: str = "*") -> tuple[list[Entrant], list[Row]]:
     """Who takes part, and the rows of those who do not."""
     chosen = dispatch.plan(problem).name
-    entrants, out = [], []
+    taking_part, out = [], []
     for candidate in dispatch.candidates(problem):
         kernel, reason = candidate.kernel, candidate.reason
         is_chosen = kernel.name == chosen
@@ -130,14 +130,14 @@ def _entrants(problem: Problem, pattern: str) -> tuple[list[_Entrant], list[Row]
         if reason is not None:
             out.append(Row(kernel.name, problem.layout, None, reason))
             continue
-        entrants.append(_Entrant(kernel, problem, is_chosen))
+        taking_part.append(Entrant(kernel, problem, is_chosen))
         if kernel.is_torch:
             other = problem.replace(layout="nchw" if problem.layout == "nhwc" else "nhwc")
-            entrants.append(_Entrant(kernel, other, False))
-    return entrants, out
+            taking_part.append(Entrant(kernel, other, False))
+    return taking_part, out
 
 
-def _first(result: object) -> Tensor:
+def result_of(result: object) -> Tensor:
     """The tensor a call was made for: torch's backward returns three, two of them None."""
     return result if isinstance(result, Tensor) else next(t for t in result if t is not None)
 
@@ -152,7 +152,7 @@ def _blank(problem: Problem) -> Tensor:
     return blank.contiguous(memory_format=inputs.memory_format(problem))
 
 
-def _operand_sets(tensors: dict[str, Tensor], problem: Problem, cold: bool) -> list[dict[str, Tensor]]:
+def operand_sets(tensors: dict[str, Tensor], problem: Problem, cold: bool) -> list[dict[str, Tensor]]:
     """Operands in the problem's layout, weights included: one set, or copies that overflow the last cache together."""
     format = inputs.memory_format(problem)
     first = {name: t.contiguous(memory_format=format) if t.dim() == 4 else t for name, t in tensors.items()}
@@ -176,14 +176,14 @@ def bench(
     cold: every call reads operands that are in no cache; else the same operands over and over.
     seconds: of timing for each row.
     """
-    entrants, rows = _entrants(problem, pattern)
+    taking_part, rows = entrants(problem, pattern)
     exact = oracle.ask(problem)
-    layouts = {entrant.problem.layout for entrant in entrants}
-    sets = {layout: _operand_sets(exact.tensors, problem.replace(layout=layout), cold) for layout in layouts}
+    layouts = {entrant.problem.layout for entrant in taking_part}
+    sets = {layout: operand_sets(exact.tensors, problem.replace(layout=layout), cold) for layout in layouts}
     calls: dict[str, list[Callable[[], object]]] = {}
-    for entrant in entrants:
+    for entrant in taking_part:
         variants = [entrant.call(t) for t in sets[entrant.problem.layout]]
-        wrong = exact.verdict(_first(variants[0]()), entrant.kernel.name)
+        wrong = exact.verdict(result_of(variants[0]()), entrant.kernel.name)
         if wrong:
             rows.append(
                 Row(entrant.kernel.name, entrant.problem.layout, None, wrong, wrong=True, chosen=entrant.chosen)
@@ -192,6 +192,6 @@ def bench(
             calls[entrant.key] = variants
     timings = timer.in_turns(calls, seconds, on_turn)
     timed = [
-        Row(e.kernel.name, e.problem.layout, timings[e.key], chosen=e.chosen) for e in entrants if e.key in timings
+        Row(e.kernel.name, e.problem.layout, timings[e.key], chosen=e.chosen) for e in taking_part if e.key in timings
     ]
     return Result(problem, (*timed, *rows), ceilings.limit(problem, cold), ceilings.bound(problem, cold), exact.source)
