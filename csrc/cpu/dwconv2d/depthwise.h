@@ -55,12 +55,14 @@ inline int64_t aligned(int64_t value, int64_t unit) { return (value + unit - 1) 
 // Channels [begin, end) of the filter as [R·S][pitch] in the arithmetic type.
 template <class T>
 void pack_filter(const Problem& p, const Args& args, int64_t begin, int64_t end, int64_t pitch, arithmetic<T>* packed) {
+  using A = arithmetic<T>;
   const T* w = static_cast<const T*>(args.w);
-  for (int64_t r = 0; r < p.h.window; ++r)
-    for (int64_t s = 0; s < p.w.window; ++s, packed += pitch) {
-      const T* tap = w + r * args.w_stride[2] + s * args.w_stride[3];
-      for (int64_t c = begin; c < end; ++c) packed[c] = widen(tap[c * args.w_stride[0]]);
-    }
+  for (int64_t c = begin; c < end; ++c) {
+    A* to = packed + c;
+    for (int64_t r = 0; r < p.h.window; ++r)
+      for (int64_t s = 0; s < p.w.window; ++s, to += pitch)
+        *to = widen(w[c * args.w_stride[0] + r * args.w_stride[2] + s * args.w_stride[3]]);
+  }
 }
 
 template <int N, class F>

@@ -11,9 +11,7 @@ namespace fastconv::FASTCONV_ISA::depthwise {
 namespace {
 
 constexpr int tile_columns = 7, small_tile_columns = 3;
-// Below this many output pixels repacking the filter would weigh as much as using it: threads share out channels
-// rather than rows, and each packs its own channels only.
-constexpr int64_t few_pixels = 1024;
+constexpr int64_t tasks_a_thread = 4;  // at least, so that 7 rows share out evenly
 
 // One output row, one residue of its columns, one range of channels.
 template <class T>
@@ -154,26 +152,25 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
   using A = arithmetic<T>;
   const Shape shape(p);
   const Tail<T> tail(p, args);
-  const auto packed_of = [&](int thread) { return static_cast<A*>(args.workspace) + thread * shape.packed(p); };
   const int64_t bytes_a_channel = p.h.window * shape.source_width * static_cast<int64_t>(sizeof(T));
   const int64_t chunk = std::max(line, l1_budget / bytes_a_channel / line * line);
-  if (p.n * shape.rows * shape.width < few_pixels && shape.channels >= line * parallel.threads()) {
-    parallel((shape.channels + line - 1) / line, [&](int64_t begin, int64_t end, int thread) {
-      const int64_t c_begin = begin * line, c_end = std::min(end * line, shape.channels);
-      pack_filter<T>(p, args, c_begin, c_end, shape.pitch, packed_of(thread));
-      for (int64_t n = 0; n < p.n; ++n)
-        for (int64_t c = c_begin; c < c_end; c += chunk)
-          run_rows(p, args, shape, tail, packed_of(thread), n, 0, shape.rows, c, std::min(c + chunk, c_end));
-    });
-    return;
-  }
-  parallel(p.n * shape.rows, [&](int64_t begin, int64_t end, int thread) {
-    pack_filter<T>(p, args, 0, shape.channels, shape.pitch, packed_of(thread));
+  // Tasks are rows, or pieces of rows where there are few; neighbours in memory stay neighbours in a thread.
+  const int64_t lines = (shape.channels + line - 1) / line, rows = p.n * shape.rows;
+  const int64_t wanted = (tasks_a_thread * parallel.threads() + rows - 1) / rows;
+  const int64_t piece = (lines + std::min(wanted, lines) - 1) / std::min(wanted, lines),
+                pieces = (lines + piece - 1) / piece;
+  parallel(rows * pieces, [&](int64_t begin, int64_t end, int thread) {
+    A* packed = static_cast<A*>(args.workspace) + thread * shape.packed(p);
+    pack_filter<T>(p, args, 0, shape.channels, shape.pitch, packed);
     for (int64_t i = begin; i < end;) {
-      const int64_t n = i / shape.rows, row = i % shape.rows, rows = std::min(end - i, shape.rows - row);
-      for (int64_t c = 0; c < shape.channels; c += chunk)
-        run_rows(p, args, shape, tail, packed_of(thread), n, row, row + rows, c, std::min(c + chunk, shape.channels));
-      i += rows;
+      const int64_t n = i / pieces / shape.rows, row = i / pieces % shape.rows, first = i % pieces;
+      const bool whole = first == 0 && i + pieces <= end;
+      const int64_t count = whole ? std::min((end - i) / pieces, shape.rows - row) : 1;
+      const int64_t last = whole ? pieces : std::min(pieces, first + end - i);
+      const int64_t c_end = std::min(last * piece * line, shape.channels);
+      for (int64_t c = first * piece * line; c < c_end; c += chunk)
+        run_rows(p, args, shape, tail, packed, n, row, row + count, c, std::min(c + chunk, c_end));
+      i += whole ? count * pieces : last - first;
     }
   });
 }
