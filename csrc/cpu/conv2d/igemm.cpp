@@ -27,7 +27,6 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-constexpr int64_t cache_line = 64;
 constexpr int64_t narrow_channels = 4;  // up to here a filter row is merged into one run
 constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set (32 KiB, 8 ways and 48 KiB, 12)
 constexpr int64_t l1_ways = 8;
@@ -95,7 +94,8 @@ struct Shape {
     stage_stride = run + cache_line / static_cast<int64_t>(sizeof(A));
     panel_size = filter_taps * depth * width;
     const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
-    group_panels = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
+    const int64_t held = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
+    group_panels = ceil_div(p.groups * panels, ceil_div(p.groups * panels, held));  // groups of equal size
   }
 };
 
@@ -290,23 +290,29 @@ class Igemm {
     const S* zeros = reinterpret_cast<const S*>(work_.zeros);
     const int64_t count = end - begin;
     int64_t n = begin / phase.grid(), i = begin % phase.grid() / w.grid, j = begin % w.grid;
-    for (int64_t m = 0; m < count; ++m) {
-      own.pixel[m] = (n * h.out_size + h.out_first + i * h.out_step) * w.out_size + w.out_first + j * w.out_step;
-      const int64_t y0 = i * h.step + h.first, x0 = j * w.step + w.first;
+    for (int64_t m = 0; m < count;) {  // a stretch of one grid row at a time
+      const int64_t stretch = std::min(count - m, w.grid - j);
+      const int64_t written =
+          (n * h.out_size + h.out_first + i * h.out_step) * w.out_size + w.out_first + j * w.out_step;
+      for (int64_t q = 0; q < stretch; ++q) own.pixel[m + q] = written + q * w.out_step;
       const S** row = rows + m;
       for (int64_t a = 0; a < h.taps; ++a) {
-        const int64_t y = y0 + a * h.tap_step;
-        const bool inside = y >= 0 && y < h.source_size;
-        const int64_t at = n * source.image + y * source.row;
+        const int64_t y = i * h.step + h.first + a * h.tap_step;
+        if (y < 0 || y >= h.source_size) {
+          for (int64_t b = 0; b < w.taps; ++b, row += count) std::fill_n(row, stretch, zeros);
+          continue;
+        }
+        const S* line = source.base + n * source.image + y * source.row;
         for (int64_t b = 0; b < w.taps; ++b, row += count) {
-          const int64_t x = x0 + b * w.tap_step;
-          *row = inside && x >= 0 && x < w.source_size ? source.base + at + x * source.pixel : zeros;
+          const int64_t x = j * w.step + w.first + b * w.tap_step;
+          for (int64_t q = 0; q < stretch; ++q) {
+            const int64_t at = x + q * w.step;
+            row[q] = at >= 0 && at < w.source_size ? line + at * source.pixel : zeros;
+          }
         }
       }
-      if (++j == w.grid) {
-        j = 0;
-        if (++i == h.grid) i = 0, ++n;
-      }
+      m += stretch, j = 0;
+      if (++i == h.grid) i = 0, ++n;
     }
   }
 
@@ -347,6 +353,12 @@ class Igemm {
     if (!direct_)
       for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
     tile.out = own.out;
+    // The next strip's own rows follow the last row this strip reads through its last tap.
+    const int64_t rows_here = tile.taps * count, fetched = count * phase.w.step * source.pixel * sizeof(S);
+    const S* last_row = rows_here ? static_cast<const S*>(own.rows[rows_here - 1]) : nullptr;
+    const int64_t lines = rows_here ? ceil_div(ceil_div(fetched, cache_line), panels * tile.taps) : 0;
+    tile.ahead = reinterpret_cast<const char*>(last_row);
+    tile.ahead_lines = lines;
     int64_t staged_group = -1;
     for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, packed += shape_.panel_size) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
@@ -364,6 +376,7 @@ class Igemm {
       tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
       tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       tile_function<A>(count, vectors)(tile);
+      tile.ahead += tile.taps * lines * cache_line;
       if (direct_) continue;
       for (int i = 0; i < count; ++i)
         for (int64_t c = 0; c < columns; c += lanes)

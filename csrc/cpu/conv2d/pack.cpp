@@ -8,6 +8,8 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
+constexpr int64_t prefetch_bytes = 512;  // ahead in every column: more streams than the hardware follows
+
 // Column i of the block is a run of `length` elements at src + i·stride; element j of every column lands in the row
 // row(j) of `width` columns, or nowhere when that is null.
 template <class T, class Row>
@@ -19,7 +21,11 @@ void transpose_runs(const T* src, int64_t stride, int64_t columns, int64_t width
       const int count = static_cast<int>(std::min<int64_t>(lanes, length - j));
       V block[lanes];
       if (columns - column >= lanes && count == lanes)
-        for (int i = 0; i < lanes; ++i) block[i] = load(src + (column + i) * stride + j);
+        for (int i = 0; i < lanes; ++i) {
+          const T* run = src + (column + i) * stride + j;
+          __builtin_prefetch(run + prefetch_bytes / sizeof(T));
+          block[i] = load(run);
+        }
       else
         for (int i = 0; i < lanes; ++i)
           block[i] = column + i < columns ? load(src + (column + i) * stride + j, count) : V::zero();
