@@ -86,6 +86,35 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
+// A call's workspace. Fresh pages cost as much as the kernel of a small map, so each thread keeps its last workspace
+// unless it is large.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes == 0) return;
+    if (bytes > most_kept) {
+      own_ = c10::GetCPUAllocator()->allocate(bytes);
+      data_ = own_.get();
+      return;
+    }
+    thread_local at::DataPtr kept;
+    thread_local size_t kept_bytes = 0;
+    if (kept_bytes < bytes) {
+      kept_bytes = 0;
+      kept.clear();
+      kept = c10::GetCPUAllocator()->allocate(bytes);
+      kept_bytes = bytes;
+    }
+    data_ = kept.get();
+  }
+  void* get() const { return data_; }
+
+ private:
+  static constexpr size_t most_kept = size_t{64} << 20;
+  at::DataPtr own_;
+  void* data_ = nullptr;
+};
+
 const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
 at::Tensor allocate(const Problem& p, const Operands& o) {
@@ -161,11 +190,8 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;
   if (problem.is_conv())
     for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
-  at::DataPtr workspace;
-  if (const int64_t bytes = kernel.body.workspace(problem, parallel.threads()); bytes > 0) {
-    workspace = c10::GetCPUAllocator()->allocate(static_cast<size_t>(bytes));
-    args.workspace = workspace.get();
-  }
+  Workspace workspace(static_cast<size_t>(kernel.body.workspace(problem, parallel.threads())));
+  args.workspace = workspace.get();
   kernel.body.run(problem, args, parallel);
 }
 

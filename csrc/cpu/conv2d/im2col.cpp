@@ -15,7 +15,7 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-constexpr int64_t column_panel_bytes = 20 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
+constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
 constexpr int64_t block_bytes_a_row = 512;        // pixels of a task: 128 floats
 constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
 constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
