@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "conv_python.h"
 #include "core/cpu_features.h"
 #include "cpu/roofline.h"
 #include "cpu/table.h"
@@ -193,6 +194,7 @@ PYBIND11_MODULE(_C, m) {
     const auto found = Isa_from(isa);
     return found && cpu_supports(*found);
   });
+  add_conv_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
 }
