@@ -118,9 +118,10 @@ class Entrant:
 
 def entrants(problem: Problem, pattern: str = "*") -> tuple[list[Entrant], list[Row]]:
     """Who takes part, and the rows of those who do not."""
-    chosen = dispatch.plan(problem).name
+    candidates = dispatch.candidates(problem)
+    chosen = dispatch.plan(problem).name if any(c.reason is None for c in candidates) else None
     taking_part, out = [], []
-    for candidate in dispatch.candidates(problem):
+    for candidate in candidates:
         kernel, reason = candidate.kernel, candidate.reason
         is_chosen = kernel.name == chosen
         if reason is None and kernel.is_reference and problem.flops > REFERENCE_LIMIT and not is_chosen:
@@ -177,6 +178,9 @@ def bench(
     seconds: of timing for each row.
     """
     taking_part, rows = entrants(problem, pattern)
+    limits = ceilings.limit(problem, cold), ceilings.bound(problem, cold)
+    if not taking_part:
+        return Result(problem, tuple(rows), *limits, checked_against="nothing: no kernel takes part")
     exact = oracle.ask(problem)
     layouts = {entrant.problem.layout for entrant in taking_part}
     sets = {layout: operand_sets(exact.tensors, problem.replace(layout=layout), cold) for layout in layouts}
@@ -194,4 +198,4 @@ def bench(
     timed = [
         Row(e.kernel.name, e.problem.layout, timings[e.key], chosen=e.chosen) for e in taking_part if e.key in timings
     ]
-    return Result(problem, (*timed, *rows), ceilings.limit(problem, cold), ceilings.bound(problem, cold), exact.source)
+    return Result(problem, (*timed, *rows), *limits, exact.source)

@@ -95,11 +95,10 @@ def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
 def _ask_pool(problem: Problem) -> Oracle:
     from fastconv.testing import check_pool
 
-    tensors, expected, _, bound = check_pool.case(problem, "normal", SEED)
+    tensors, expected, _, bound = check_pool._case(problem, "normal", SEED)
     size, terms = bound if bound else (None, 0)
     tensors = {name: t.contiguous(memory_format=inputs.memory_format(problem)) for name, t in tensors.items()}
     if problem.pass_ == "fprop" and problem.index != "none" and "index" not in tensors:
-        tensors["index"] = torch.empty_like(
-            next(iter(tensors.values())).new_empty(expected.shape), dtype=check_pool.INDEX_DTYPES[problem.index]
-        )
+        index = torch.empty(expected.shape, dtype=check_pool.INDEX_DTYPES[problem.index])
+        tensors["index"] = index.contiguous(memory_format=inputs.memory_format(problem))
     return Oracle(problem, tensors, expected, size, terms, "fastconv.reference_pool in float64")
