@@ -15,18 +15,17 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         package_root = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
-        cmake = [sys.executable, "-m", "cmake"]
-        subprocess.run(
-            [
-                *cmake,
-                *("-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
-                f"-DPython_EXECUTABLE={sys.executable}",
-            ],
-            check=True,
-        )
-        subprocess.run([*cmake, "--build", str(build)], check=True)
-        subprocess.run([*cmake, "--install", str(build), "--prefix", str(package_root)], check=True)
+        build = ROOT / "build" / "cmake"
+        configure = ["-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+        self._cmake(*configure)
+        self._cmake("--build", build)
+        # An editable install runs from the source tree, which needs everything CMake installs beside the module.
+        for prefix in (package_root, *([ROOT] if self.editable_mode else [])):
+            self._cmake("--install", build, "--prefix", prefix)
+
+    @staticmethod
+    def _cmake(*arguments: object) -> None:
+        subprocess.run([sys.executable, "-m", "cmake", *map(str, arguments)], check=True)
 
 
 setup(ext_modules=[Extension("fastconv._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -3,6 +3,8 @@
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
 """
 
+import torch.fx
+
 from fastconv.functional.conv import conv2d
 from fastconv.functional.pool import (
     adaptive_avg_pool1d,
@@ -28,3 +30,6 @@ __all__ = [
     "max_pool2d",
     "max_unpool2d",
 ]
+
+for _name in __all__:
+    torch.fx.wrap(_name)  # a call is one node of a traced graph
