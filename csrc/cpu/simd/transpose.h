@@ -1,6 +1,8 @@
 // Transposes a square block held in registers: rows[i] lane j becomes rows[j] lane i.
 #pragma once
 
+#include <algorithm>
+
 #include "vec.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -98,5 +100,20 @@ void transpose(Vec<A> (&rows)[Vec<A>::lanes]) {
 }
 
 #endif
+
+// dst[j * dst_step + i] = src[i * src_step + j] for i < rows, j < columns, widened to the arithmetic type on the way.
+template <class T>
+void transpose(const T* src, int64_t src_step, int64_t rows, int64_t columns, arithmetic<T>* dst, int64_t dst_step) {
+  using V = Vec<arithmetic<T>>;
+  for (int64_t j = 0; j < columns; j += V::lanes)
+    for (int64_t i = 0; i < rows; i += V::lanes) {
+      const int height = static_cast<int>(std::min<int64_t>(V::lanes, rows - i));
+      const int width = static_cast<int>(std::min<int64_t>(V::lanes, columns - j));
+      V block[V::lanes];
+      for (int r = 0; r < V::lanes; ++r) block[r] = r < height ? load(src + (i + r) * src_step + j, width) : V::zero();
+      transpose(block);
+      for (int c = 0; c < width; ++c) store(dst + (j + c) * dst_step + i, block[c], height);
+    }
+}
 
 }  // namespace fastconv::FASTCONV_ISA

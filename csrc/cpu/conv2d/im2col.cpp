@@ -1,0 +1,294 @@
+// fprop and dgrad of NCHW tensors: a matrix product whose right side, the im2col matrix, is packed from the planes a
+// block at a time and never exists as a whole. Result rows are channels, so every store runs along pixels.
+//
+// Tile: 14 channels x 32 pixels (AVX-512), 6 x 16 (AVX2). The filter is packed once a call, [panel][C·R·S][14]; a task
+// packs depth blocks of 128 pixels into its share of L2 and runs down all filter panels. Where there are few pixels
+// the columns are packed first, by all threads, and the tasks split the filters instead. dgrad is the same product with
+// the filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
+// Bytes moved: x once a pass through L2, the filter twice, y once.
+// Loses to the igemm rows, which take channels_last, and to the direct rows where a group has few channels: packing
+// costs one store an element, which C/g·K/g products must pay for.
+#include "columns.h"
+#include "simd/transpose.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
+constexpr int64_t block_bytes_a_row = 512;        // pixels of a task: 128 floats
+constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
+constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
+constexpr int64_t shared_columns_bytes = 16 << 20;
+constexpr int64_t alignment = 64;
+
+int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
+
+// What both passes share: sizes of the product, cut into panels, blocks and tasks.
+struct Cut {
+  bool dgrad;
+  int64_t phases_w, phases;
+  int64_t rows, channels;  // per group: result rows, and source channels
+  int64_t taps;            // of the whole filter
+  int64_t panels;          // of columns, of the largest phase
+  int64_t depth_block, max_depth;
+  int64_t block, row_panels;  // panels of columns and of rows a task has
+  bool shared;                // columns packed first, for all tasks
+  int64_t blocks, row_blocks, tasks;
+  int64_t filter_bytes, shared_bytes, column_bytes, sum_bytes;  // of the workspace
+
+  template <class A>
+  static Cut of(const Problem& p, int threads) {
+    constexpr int64_t columns = Tile<A>::columns;
+    Cut c{};
+    c.dgrad = p.pass == Pass::dgrad;
+    c.phases_w = c.dgrad ? std::min(p.w.stride, p.w.in) : 1;
+    c.phases = c.dgrad ? c.phases_w * std::min(p.h.stride, p.h.in) : 1;
+    c.rows = c.dgrad ? p.channels_per_group() : p.filters_per_group();
+    c.channels = c.dgrad ? p.filters_per_group() : p.channels_per_group();
+    c.taps = p.taps();
+    const Walk h = c.dgrad ? dgrad_walk(p.h, 0) : fprop_walk(p.h), w = c.dgrad ? dgrad_walk(p.w, 0) : fprop_walk(p.w);
+    c.panels = divide_up(p.n * h.count * w.count, columns);
+    c.max_depth = c.channels * c.taps;
+    c.depth_block = std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
+    const RowPanels<A> filters(c.rows);
+    const int64_t wanted = tasks_a_thread * threads;
+    const int64_t columns_bytes = p.groups * c.panels * columns * c.max_depth * int64_t{sizeof(A)};
+    const int64_t most_blocks = block_bytes_a_row / (columns * int64_t{sizeof(A)});
+    c.shared = c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
+               columns_bytes <= shared_columns_bytes;
+    c.row_panels = std::min(filters.count, divide_up(rows_a_task, filters.height));
+    if (c.shared) {
+      c.block = std::min(c.panels, 2 * most_blocks);
+      const int64_t others = p.groups * divide_up(c.panels, c.block);
+      c.row_panels = std::min(c.row_panels, divide_up(filters.count, divide_up(wanted, others)));
+    } else {
+      c.block = std::min(c.panels, most_blocks);
+      while (c.block > 1 &&
+             c.phases * p.groups * divide_up(c.panels, c.block) * divide_up(filters.count, c.row_panels) < wanted)
+        c.block = divide_up(c.block, 2);
+    }
+    c.blocks = divide_up(c.panels, c.block);
+    c.row_blocks = divide_up(filters.count, c.row_panels);
+    c.tasks = c.phases * p.groups * c.blocks * c.row_blocks;
+    c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
+    c.shared_bytes = c.shared ? align(columns_bytes) : 0;
+    c.column_bytes = c.shared ? 0 : align(c.depth_block * columns * int64_t{sizeof(A)});
+    c.sum_bytes = align(std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
+    return c;
+  }
+};
+
+// The filter as the product's left side: [panel][channel · taps + tap][row of the panel].
+template <class T>
+struct Filter {
+  using A = arithmetic<T>;
+  const T* w;
+  int64_t group, row, channel, r, s;  // strides
+
+  Filter(const Problem& p, const Args& a)
+      : w(static_cast<const T*>(a.w)),
+        group(p.filters_per_group() * a.w_stride[0]),
+        row(a.w_stride[p.pass == Pass::dgrad ? 1 : 0]),
+        channel(a.w_stride[p.pass == Pass::dgrad ? 0 : 1]),
+        r(a.w_stride[2]),
+        s(a.w_stride[3]) {}
+
+  void pack(int64_t g, int64_t row0, int64_t rows, int64_t channels, const Walk& h, const Walk& v, A* dst) const {
+    const T* base = w + g * group + row0 * row;
+    const int64_t taps = h.taps * v.taps;
+    const bool dense_taps =
+        h.tap_step == 1 && v.tap_step == 1 && h.tap_first == 0 && v.tap_first == 0 && s == 1 && r == v.taps;
+    if (dense_taps && channel == taps) return transpose(base, row, rows, channels * taps, dst, rows);
+    if (taps == 1) base += h.tap_first * r + v.tap_first * s;
+    if (taps == 1 && row == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < rows; ++i) *dst++ = widen(base[c * channel + i]);
+      return;
+    }
+    if (taps == 1 && channel == 1) return transpose(base, row, rows, channels, dst, rows);
+    if (dense_taps && row >= taps) {
+      for (int64_t c = 0; c < channels; ++c)
+        transpose(base + c * channel, row, rows, taps, dst + c * taps * rows, rows);
+      return;
+    }
+    const int64_t tap0 = taps == 1 ? 0 : h.tap_first * r + v.tap_first * s;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t tr = 0; tr < h.taps; ++tr)
+        for (int64_t ts = 0; ts < v.taps; ++ts) {
+          const T* tap = base + tap0 + c * channel + tr * h.tap_step * r + ts * v.tap_step * s;
+          for (int64_t i = 0; i < rows; ++i) *dst++ = widen(tap[i * row]);
+        }
+  }
+};
+
+template <class T>
+struct Product {
+  using A = arithmetic<T>;
+  static constexpr int64_t columns = Tile<A>::columns;
+
+  const Problem& p;
+  const Cut cut;
+  const Tail<T> tail;
+  const Filter<T> filter;
+  const RowPanels<A> panels;
+  const T* source;
+  A* packed;
+  A* shared;
+  char* scratch;
+
+  Product(const Problem& problem, const Args& args, int threads)
+      : p(problem),
+        cut(Cut::of<A>(problem, threads)),
+        tail(problem, args),
+        filter(problem, args),
+        panels(cut.rows),
+        source(static_cast<const T*>(cut.dgrad ? args.y : args.x)) {
+    char* memory = static_cast<char*>(args.workspace);
+    packed = reinterpret_cast<A*>(memory);
+    shared = reinterpret_cast<A*>(memory + cut.filter_bytes);
+    scratch = memory + cut.filter_bytes + cut.shared_bytes;
+  }
+
+  Walk h(int64_t phase) const { return cut.dgrad ? dgrad_walk(p.h, phase / cut.phases_w) : fprop_walk(p.h); }
+  Walk w(int64_t phase) const { return cut.dgrad ? dgrad_walk(p.w, phase % cut.phases_w) : fprop_walk(p.w); }
+
+  Columns<T> source_of(int64_t phase, int64_t g) const {
+    const int64_t plane = cut.dgrad ? p.out_pixels() : p.in_pixels(), all = cut.channels * p.groups;
+    return {h(phase), w(phase), source + g * cut.channels * plane, all * plane, plane};
+  }
+
+  // The packed filter of a phase: phases share out the taps, none has another's.
+  A* filter_of(int64_t phase, int64_t g) const {
+    int64_t before = 0;
+    for (int64_t i = 0; i < phase / cut.phases_w; ++i) before += dgrad_walk(p.h, i).taps * p.w.window;
+    for (int64_t i = 0; i < phase % cut.phases_w; ++i) before += h(phase).taps * dgrad_walk(p.w, i).taps;
+    return packed + (g * cut.taps + before) * cut.rows * cut.channels;
+  }
+
+  void pack_filters(const Parallel& parallel) const {
+    parallel(cut.phases * p.groups * panels.count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t panel = i % panels.count, g = i / panels.count % p.groups, phase = i / panels.count / p.groups;
+        const Walk vertical = h(phase), horizontal = w(phase);
+        const int64_t taps = vertical.taps * horizontal.taps, row = panel * panels.height;
+        if (taps)
+          filter.pack(g, row, panels.rows(panel), cut.channels, vertical, horizontal,
+                      filter_of(phase, g) + row * cut.channels * taps);
+      }
+    });
+  }
+
+  int64_t width(int64_t pixels) const { return std::min(columns, round_up(pixels, Vec<A>::lanes)); }
+
+  A* shared_of(int64_t g, int64_t panel) const { return shared + (g * cut.panels + panel) * columns * cut.max_depth; }
+
+  // Depth block by depth block, so that one task's columns are cut as the product reads them.
+  void pack_shared(const Parallel& parallel) const {
+    const int64_t depth_blocks = divide_up(cut.max_depth, cut.depth_block);
+    parallel(p.groups * cut.panels * depth_blocks, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t d = i % depth_blocks * cut.depth_block, panel = i / depth_blocks % cut.panels,
+                      g = i / depth_blocks / cut.panels;
+        const Columns<T> from = source_of(0, g);
+        const int64_t f = panel * columns, count = std::min(columns, p.n * from.pixels() - f);
+        from.pack(d, std::min(d + cut.depth_block, cut.max_depth), f, count, width(count),
+                  shared_of(g, panel) + d * width(count));
+      }
+    });
+  }
+
+  void task(int64_t i, int thread) const {
+    const int64_t row_block = i % cut.row_blocks, block = i / cut.row_blocks % cut.blocks,
+                  g = i / cut.row_blocks / cut.blocks % p.groups, phase = i / cut.row_blocks / cut.blocks / p.groups;
+    const Columns<T> from = source_of(phase, g);
+    const int64_t all = p.n * from.pixels(), f0 = block * cut.block * columns;
+    const int64_t pixels = std::min(all - f0, cut.block * columns);
+    if (pixels <= 0) return;
+    const int64_t depth = cut.channels * from.taps();
+    char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
+    A* packed_columns = reinterpret_cast<A*>(own);
+    A* sums = reinterpret_cast<A*>(own + cut.column_bytes);
+    const int64_t sum_step = cut.block * columns;
+    const int64_t first = row_block * cut.row_panels, last = std::min(first + cut.row_panels, panels.count);
+    const A* left = filter_of(phase, g);
+    for (int64_t d = 0; d < depth; d += cut.depth_block) {
+      const int64_t deep = std::min(cut.depth_block, depth - d);
+      for (int64_t f = 0; f < pixels; f += columns) {
+        const int64_t count = std::min(columns, pixels - f), wide = width(count);
+        const A* right = packed_columns;
+        if (cut.shared)
+          right = shared_of(g, (f0 + f) / columns) + d * wide;
+        else
+          from.pack(d, d + deep, f0 + f, count, wide, packed_columns);
+        for (int64_t m = first; m < last; ++m) {
+          const int64_t height = panels.rows(m), row = m * panels.height;
+          tile_for<A>(height, wide / Vec<A>::lanes)(deep, left + row * depth + d * height, height, right, wide,
+                                                    sums + (row - first * panels.height) * sum_step + f, sum_step,
+                                                    d > 0);
+        }
+      }
+    }
+    const int64_t row0 = first * panels.height;
+    const int64_t rows = (last - 1) * panels.height + panels.rows(last - 1) - row0;
+    if (depth == 0) std::memset(sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
+    for (int64_t row = 0; row < rows; ++row) put(from, g * cut.rows + row0 + row, f0, pixels, sums + row * sum_step);
+  }
+
+  void put(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
+    const int64_t pixels = from.pixels();
+    int64_t n = f0 / pixels, pixel = f0 % pixels;
+    if (cut.phases > 1) {
+      int64_t i = pixel / from.w.count, j = pixel % from.w.count;
+      for (int64_t f = 0; f < count; ++f) {
+        tail.put(n, channel, (from.h.start + i * from.h.step) * p.w.in + from.w.start + j * from.w.step, sums[f]);
+        if (++j == from.w.count) j = 0, ++i;
+        if (i == from.h.count) i = 0, ++n;
+      }
+      return;
+    }
+    for (int64_t f = 0; f < count; ++n, pixel = 0) {
+      const int64_t end = std::min(count, f + pixels - pixel);
+      for (; f < end; f += Vec<A>::lanes, pixel += Vec<A>::lanes)
+        tail.put_pixels(n, channel, pixel, Vec<A>::load(sums + f),
+                        static_cast<int>(std::min<int64_t>(Vec<A>::lanes, end - f)));
+      f = end;
+    }
+  }
+
+  void run(const Parallel& parallel) const {
+    pack_filters(parallel);
+    if (cut.shared) pack_shared(parallel);
+    parallel(cut.tasks, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) task(i, thread);
+    });
+  }
+};
+
+std::string refuses(const Problem& p) {
+  if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
+  if (p.layout == Layout::nhwc) return "The layout is nhwc, and this kernel reads planes.";
+  return {};
+}
+
+int64_t workspace(const Problem& p, int threads) {
+  int64_t bytes = 0;
+  with_dtype(p.dtype, [&](auto* t) {
+    const auto cut = Cut::of<arithmetic<std::remove_pointer_t<decltype(t)>>>(p, threads);
+    bytes = cut.filter_bytes + cut.shared_bytes + threads * (cut.column_bytes + cut.sum_bytes) +
+            Tile<float>::columns * int64_t{sizeof(double)};  // the last sums are read a whole register at a time
+  });
+  return bytes;
+}
+
+void run(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype,
+             [&](auto* t) { Product<std::remove_pointer_t<decltype(t)>>(p, args, parallel.threads()).run(parallel); });
+}
+
+}  // namespace
+
+extern const KernelBody conv2d_fprop_im2col{refuses, workspace, run};
+extern const KernelBody conv2d_dgrad_im2col{refuses, workspace, run};
+
+}  // namespace fastconv::FASTCONV_ISA

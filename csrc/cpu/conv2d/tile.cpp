@@ -1,0 +1,58 @@
+// Every height and width of the register tile, built once. Accumulators stay in registers: the FMA is one line of
+// assembly (simd/fma_into.h) and every index is a template argument.
+#include "tile.h"
+
+#include <array>
+#include <utility>
+
+#include "simd/fma_into.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+template <int Count, class F>
+[[gnu::always_inline]] inline void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, Count>{});
+}
+
+template <class A, int Rows, int Vectors>
+void tile(int64_t depth, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c, int64_t c_step, bool add) {
+  using V = Vec<A>;
+  V acc[Rows * Vectors];
+  unroll<Rows * Vectors>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
+  for (; depth > 0; --depth, a += a_step, b += b_step) {
+    V columns[Vectors];
+    unroll<Vectors>([&](auto v) __attribute__((always_inline)) { columns[v] = V::load(b + v * V::lanes); });
+    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+      const V row = V::broadcast(a[i]);
+      unroll<Vectors>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i * Vectors + v], row, columns[v]); });
+    });
+  }
+  unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+    unroll<Vectors>([&](auto v) __attribute__((always_inline)) {
+      A* out = c + i * c_step + v * V::lanes;
+      (add ? V::load(out) + acc[i * Vectors + v] : acc[i * Vectors + v]).store(out);
+    });
+  });
+}
+
+template <class A, int... I>
+constexpr auto tiles(std::integer_sequence<int, I...>) {
+  return std::array<TileFunction<A>, sizeof...(I)>{tile<A, I / Tile<A>::vectors + 1, I % Tile<A>::vectors + 1>...};
+}
+
+}  // namespace
+
+template <class A>
+TileFunction<A> tile_for(int64_t rows, int64_t vectors) {
+  static constexpr auto all = tiles<A>(std::make_integer_sequence<int, Tile<A>::rows * Tile<A>::vectors>{});
+  return all[static_cast<size_t>((rows - 1) * Tile<A>::vectors + vectors - 1)];
+}
+
+template TileFunction<float> tile_for<float>(int64_t, int64_t);
+template TileFunction<double> tile_for<double>(int64_t, int64_t);
+
+}  // namespace fastconv::FASTCONV_ISA
