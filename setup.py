@@ -19,7 +19,9 @@ class CMakeBuild(build_ext):
         configure = ["-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
         self._cmake(*configure)
         self._cmake("--build", build)
-        self._cmake("--install", build, "--prefix", package_root)
+        # An editable install runs from the source tree, which needs everything CMake installs beside the module.
+        for prefix in (package_root, *([ROOT] if self.editable_mode else [])):
+            self._cmake("--install", build, "--prefix", prefix)
 
     @staticmethod
     def _cmake(*arguments: object) -> None:

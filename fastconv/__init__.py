@@ -11,7 +11,11 @@ __version__ = "0.1.0"
 _LAZY = {
     "Problem": "fastconv.problem",
     "config": "fastconv.settings",
+    "explain": "fastconv.explanation",
     "functional": "fastconv.functional",
+    "nn": "fastconv.nn",
+    "restore": "fastconv.nn",
+    "swap": "fastconv.nn",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -5,12 +5,13 @@ The extension asks :func:`plan` once per problem and remembers the answer, so no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastconv import registry, settings
 from fastconv._native import C
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
+from fastconv.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Candidate:
     reason: str | None
 
 
-def candidates(problem: Problem, device: str = "cpu") -> list[Candidate]:
-    """Every kernel for this op and pass in order of preference, each with its reason."""
-    active = settings.current()
+def candidates(problem: Problem, device: str = "cpu", active: Settings | None = None) -> list[Candidate]:
+    """Every kernel for this op and pass in order of preference, each with its reason under the settings in force."""
+    active = active or settings.current()
     return [
-        Candidate(kernel, _refuses_device(kernel, device) or active.refuses(kernel.name) or kernel.refuses(problem))
+        Candidate(kernel, _refuses_device(kernel, device) or active.refuses(kernel) or kernel.refuses(problem))
         for kernel in registry.kernels()
         if kernel.computes(problem)
     ]
@@ -34,17 +35,14 @@ def candidates(problem: Problem, device: str = "cpu") -> list[Candidate]:
 def plan(problem: Problem, device: str = "cpu") -> Kernel:
     """The first kernel that accepts the problem.
 
-    When the patterns of ``config(kernel=...)`` leave none, the list without patterns decides, unless ``strict`` is set:
-    then RuntimeError names the problem and the settings.
+    When the patterns of ``config(kernel=...)`` leave none, the whole list decides, unless ``strict`` is set: then
+    RuntimeError names the problem and the settings.
     """
-    rows = candidates(problem, device)
-    for row in rows:
-        if row.reason is None:
-            return row.kernel
     active = settings.current()
-    if not active.strict:
-        for row in rows:
-            if _refuses_device(row.kernel, device) is None and row.kernel.refuses(problem) is None:
+    attempts = [active] if active.strict else [active, replace(active, kernel="*")]
+    for attempt in attempts:
+        for row in candidates(problem, device, attempt):
+            if row.reason is None:
                 return row.kernel
     raise RuntimeError(f"No kernel accepts {problem} on {device} under {active}.")
 

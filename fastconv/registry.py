@@ -40,6 +40,11 @@ class Kernel:
         return "_reference_" in self.name
 
     @property
+    def deterministic(self) -> bool:
+        """Same bits in every run and for every number of threads: every native kernel promises it (and is tested)."""
+        return self.native is not None
+
+    @property
     def is_torch(self) -> bool:
         return self.name.endswith("_aten")
 

@@ -13,7 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastconv.registry import Kernel
 
 ISAS = ("scalar", "neon", "avx2", "avx512")
 
@@ -26,14 +29,12 @@ class Settings:
         separated by commas, and a pattern that starts with "-" forbids what it matches.
     strict: raise instead of choosing a kernel outside the patterns (PyTorch's rows and the reference included).
     isa: the widest instruction set the CPU kernels may use.
-    winograd: allow Winograd, which spreads one NaN or Inf over its whole tile.
-    deterministic: only kernels whose result does not depend on run, batch split or thread count.
+    deterministic: only kernels whose result has the same bits in every run and for every number of threads.
     """
 
     kernel: str = "*"
     strict: bool = False
     isa: str = "avx512"
-    winograd: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -47,13 +48,15 @@ class Settings:
         if not re.fullmatch(r"[-\w/*?,\[\]]+", self.kernel):
             raise ValueError(f"config: kernel must be a pattern such as 'conv2d/fprop_igemm*', but is {self.kernel!r}.")
 
-    def refuses(self, kernel_name: str) -> str | None:
-        """The sentence that keeps a kernel from being chosen under the patterns, or None."""
+    def refuses(self, kernel: Kernel) -> str | None:
+        """The sentence that keeps a kernel from being chosen under these settings, or None."""
+        if self.deterministic and not kernel.deterministic:
+            return "config(deterministic=True): its result may depend on the number of threads."
         wanted = [p for p in self.kernel.split(",") if not p.startswith("-")] or ["*"]
         forbidden = [p[1:] for p in self.kernel.split(",") if p.startswith("-")]
-        if any(fnmatchcase(kernel_name, pattern) for pattern in forbidden):
+        if any(fnmatchcase(kernel.name, pattern) for pattern in forbidden):
             return f"config(kernel={self.kernel!r}) forbids it."
-        if not any(fnmatchcase(kernel_name, pattern) for pattern in wanted):
+        if not any(fnmatchcase(kernel.name, pattern) for pattern in wanted):
             return f"config(kernel={self.kernel!r}) does not name it."
         return None
 

@@ -135,6 +135,17 @@ at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& 
   return plan.kernel.attr("run")(py::cast(problem), **tensors).cast<at::Tensor>();
 }
 
+// PyTorch's operators choose the strides of their results themselves; ours were promised beforehand.
+at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Operands& o) {
+  std::vector<int64_t> strides = c10::get_channels_last_strides_2d(result.sizes());
+  if (p.pass == Pass::wgrad && p.is_conv())
+    strides = o.w_strides.vec();
+  else if (p.layout == Layout::nchw)
+    strides.assign({result.size(1) * result.size(2) * result.size(3), result.size(2) * result.size(3), result.size(3), 1});
+  if (result.strides() == at::IntArrayRef(strides)) return result;
+  return at::empty_strided(result.sizes(), strides, result.options()).copy_(result);
+}
+
 }  // namespace
 
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
@@ -188,7 +199,7 @@ at::Tensor execute(const Problem& problem, Operands operands) {
   const at::Tensor& like = operands.x.defined() ? operands.x : operands.y;
   const auto plan = plan_for(problem, like.device().type());
   const Stopwatch stopwatch(*plan, problem);
-  if (!plan->native) return run_python(*plan, problem, operands);
+  if (!plan->native) return with_promised_strides(run_python(*plan, problem, operands), problem, operands);
   if (!operands.out.defined()) operands.out = allocate(problem, operands);
   if (operands.out.numel() > 0) run_native(*plan->native, problem, operands, TorchParallel());
   return std::move(operands.out);

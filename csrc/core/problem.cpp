@@ -50,6 +50,7 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
+  if (op == Op::adaptivemax2d || op == Op::adaptiveavg2d) return std::max(outputs, static_cast<double>(x_elements()));
   return outputs * taps();
 }
 

@@ -5,7 +5,7 @@
 //
 // u is the stride, p the padding ("p1x2" per axis, "p0:1x2:3" per side), d the dilation, g the groups.
 // Pools drop k; adaptive pools and unpool2d name the output size with o7x7; "ceil", "nopad" (divisor leaves the
-// padding out), "div5" (divisor override), "u8"/"i64" (index kind) are pool words.
+// padding out), "div5" (divisor override), "indexu8"/"indexi64" (index kind) are pool words.
 #pragma once
 
 #include <cstddef>

@@ -89,8 +89,12 @@ void parse_word(Word word, Problem& p) {
   if (word.rest == "bias") return void(p.epilogue.bias = true);
   if (word.rest == "res") return void(p.epilogue.residual = true);
   if (auto pass = Pass_from(word.rest)) return void(p.pass = *pass);
-  if (auto index = Index_from(word.rest); index && *index != Index::none) return void(p.index = *index);
   if (parse_type(word, p)) return;
+  if (word.eat("index")) {  // spelled out, because a bare u8 is stride 8
+    const auto index = Index_from(word.rest);
+    if (!index) word.fail();
+    return void(p.index = *index);
+  }
   // The longest activation name first, so that relu6 is not read as relu.
   if (word.eat("leakyrelu")) {
     p.epilogue.activation = Activation::leaky_relu;
@@ -145,7 +149,7 @@ std::string Problem::text() const {
   if (ceil_mode) out += "_ceil";
   if (!count_include_pad) out += "_nopad";
   if (divisor_override) out += "_div" + str(divisor_override);
-  if (index != Index::none) out += "_" + std::string(name_of(index));
+  if (index != Index::none) out += "_index" + std::string(name_of(index));
   if (epilogue.bias) out += "_bias";
   if (epilogue.residual) out += "_res";
   if (epilogue.activation == Activation::leaky_relu) {

@@ -62,8 +62,13 @@ inline bf16 to_bf16(float v) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
-inline float to_float(f16 v) { return static_cast<float>(__builtin_bit_cast(_Float16, v.bits)); }
-inline f16 to_f16(float v) { return {__builtin_bit_cast(uint16_t, static_cast<_Float16>(v))}; }
+#if defined(__aarch64__)
+using compiler_half = __fp16;
+#else
+using compiler_half = _Float16;
+#endif
+inline float to_float(f16 v) { return static_cast<float>(__builtin_bit_cast(compiler_half, v.bits)); }
+inline f16 to_f16(float v) { return {__builtin_bit_cast(uint16_t, static_cast<compiler_half>(v))}; }
 
 constexpr int64_t dtype_bytes(Dtype dtype) {
   switch (dtype) {

@@ -1,8 +1,50 @@
 """torch.nn.functional's convolutions and pools on fastconv's kernels: same names, argument order, defaults, results.
 
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
+3-D convolutions are torch's own functions.
 """
 
-from fastconv.functional.conv import conv2d
+import torch.fx
 
-__all__ = ["conv2d"]
+from fastconv.functional.conv import (
+    conv1d,
+    conv2d,
+    conv2d_act,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
+from fastconv.functional.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    max_pool1d,
+    max_pool2d,
+    max_unpool2d,
+)
+
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "conv2d_act",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool2d",
+]
+
+for _name in __all__:
+    torch.fx.wrap(_name)  # a call is one node of a traced graph

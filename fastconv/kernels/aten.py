@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastconv.kernels import aten_pool
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -27,11 +28,12 @@ _ACTIVATIONS = {
 
 
 def rows() -> list[Kernel]:
-    """One row per pass of a convolution."""
+    """One row per pass of a convolution and of every pool."""
     return [
         Kernel("conv2d/fprop_aten", "conv2d", "fprop", DEVICES, _refuses, conv_fprop),
         Kernel("conv2d/dgrad_aten", "conv2d", "dgrad", DEVICES, _refuses_dgrad, conv_dgrad),
         Kernel("conv2d/wgrad_aten", "conv2d", "wgrad", DEVICES, _refuses, conv_wgrad),
+        *aten_pool.rows(),
     ]
 
 

@@ -14,8 +14,11 @@ SENTINEL = -77.0
 
 
 def guarded(values: Tensor, offset: int = 0) -> Tensor:
-    """A copy of dense ``values`` (same strides) that starts ``offset`` elements off alignment, inside NaN halos."""
-    storage = torch.full((values.numel() + 2 * HALO + offset,), math.nan, dtype=values.dtype)
+    """A copy of dense ``values`` (same strides) that starts ``offset`` elements off alignment, inside halos: NaN, or
+    the largest integer for indices.
+    """
+    poison = math.nan if values.dtype.is_floating_point else torch.iinfo(values.dtype).max
+    storage = torch.full((values.numel() + 2 * HALO + offset,), poison, dtype=values.dtype)
     copy = storage.as_strided(values.shape, values.stride(), HALO + offset)
     return copy.copy_(values)
 
@@ -23,8 +26,8 @@ def guarded(values: Tensor, offset: int = 0) -> Tensor:
 class GuardedOutput:
     """A poisoned output inside sentinel halos.
 
-    ``tensor`` holds NaN everywhere; with a channel slice, ``buffer`` is the whole dense buffer and the channels around
-    the slice hold sentinels too.
+    ``tensor`` holds NaN (indices: the largest integer) everywhere; with a channel slice, ``buffer`` is the whole dense
+    buffer and the channels around the slice hold sentinels too.
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class GuardedOutput:
         channels: slice | None = None,
     ):
         dense = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
-        self._storage = torch.full((dense.numel() + 2 * HALO + offset,), SENTINEL, dtype=dtype)
+        poison = math.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+        self._sentinel = SENTINEL if dtype.is_signed else -SENTINEL
+        self._storage = torch.full((dense.numel() + 2 * HALO + offset,), self._sentinel, dtype=dtype)
         self.buffer = self._storage.as_strided(shape, dense.stride(), HALO + offset)
         self.tensor = self.buffer[:, channels] if channels else self.buffer
-        poison = math.nan if dtype.is_floating_point else -1
         self.tensor.fill_(poison)
 
     def violation(self) -> str | None:
@@ -47,7 +51,7 @@ class GuardedOutput:
         outside = torch.ones_like(self._storage, dtype=torch.bool)
         inside = outside.as_strided(self.tensor.shape, self.tensor.stride(), self.tensor.storage_offset())
         inside.fill_(False)
-        changed = outside & (self._storage != SENTINEL)
+        changed = outside & (self._storage != self._sentinel)
         if not changed.any():
             return None
         first = int(changed.nonzero()[0])

@@ -1,4 +1,4 @@
-// transpose(): a block of planes into pixels, or filters into columns, widened to the arithmetic type on the way.
+// Transposes a square block held in registers: rows[i] lane j becomes rows[j] lane i.
 #pragma once
 
 #include <algorithm>
@@ -7,112 +7,113 @@
 
 namespace fastconv::FASTCONV_ISA {
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 
-namespace detail {
-
-inline constexpr int square = 8;         // floats
-inline constexpr int square_double = 4;  // doubles
-
-inline __m256i lanes_below(int count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-inline __m256i lanes_below_double(int count) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
-}
-template <class T>
-__m128i eight_halves(const T* p, int count) {
-  if (count >= square) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  alignas(16) uint16_t lanes[square] = {};
-  __builtin_memcpy(lanes, p, sizeof(uint16_t) * static_cast<unsigned>(count));
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(lanes));
-}
-inline __m256 eight(const float* p, int count) {
-  return count >= square ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes_below(count));
-}
-inline __m256 eight(const bf16* p, int count) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight_halves(p, count)), 16));
-}
-inline __m256 eight(const f16* p, int count) { return _mm256_cvtph_ps(eight_halves(p, count)); }
-
-// Stores lanes [0, count). Masked stores of AVX2 cost a dozen cycles on some machines: halves, quarters and one
-// instead.
-inline void first_lanes(float* p, __m256 v, int count) {
-  if (count == square) return _mm256_storeu_ps(p, v);
-#if defined(__AVX512VL__)
-  _mm256_mask_storeu_ps(p, static_cast<__mmask8>((1u << count) - 1u), v);
-#else
-  __m128 part = _mm256_castps256_ps128(v);
-  if (count & 4) {
-    _mm_storeu_ps(p, part);
-    part = _mm256_extractf128_ps(v, 1), p += 4;
+inline void transpose(Vec<float> (&rows)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
   }
-  if (count & 2) {
-    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
-    part = _mm_movehl_ps(part, part), p += 2;
+  auto pairs = [](__m512 x, __m512 y, bool high) {
+    const __m512d p = _mm512_castps_pd(x), q = _mm512_castps_pd(y);
+    return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
+  };
+  for (int i = 0; i < 16; i += 4) {  // b[i + j] 128-bit lane l: column 4 l + j of rows i..i+3
+    b[i] = pairs(a[i], a[i + 2], false);
+    b[i + 1] = pairs(a[i], a[i + 2], true);
+    b[i + 2] = pairs(a[i + 1], a[i + 3], false);
+    b[i + 3] = pairs(a[i + 1], a[i + 3], true);
   }
-  if (count & 1) _mm_store_ss(p, part);
-#endif
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88),
+                 odd01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    rows[j].v = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    rows[j + 8].v = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+    rows[j + 4].v = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    rows[j + 12].v = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+  }
 }
 
-// rows, columns <= 8; rows and columns of the source, which come out swapped.
-template <class T>
-void transpose_square(const T* src, int64_t src_step, int rows, int columns, float* dst, int64_t dst_step) {
-  __m256 a[square], b[square];
-  for (int i = 0; i < square; ++i) a[i] = i < rows ? eight(src + i * src_step, columns) : _mm256_setzero_ps();
-  for (int i = 0; i < square; i += 2) {
-    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+inline void transpose(Vec<double> (&rows)[8]) {
+  __m512d a[8];
+  for (int i = 0; i < 8; i += 2) {  // a[i + j] 128-bit lane l: column 2 l + j of rows i, i+1
+    a[i] = _mm512_unpacklo_pd(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_pd(rows[i].v, rows[i + 1].v);
   }
-  for (int i = 0; i < square; i += 4) {
-    a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
-    a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
-    a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-    a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  for (int j = 0; j < 2; ++j) {
+    const __m512d even01 = _mm512_shuffle_f64x2(a[j], a[j + 2], 0x88),
+                  odd01 = _mm512_shuffle_f64x2(a[j], a[j + 2], 0xdd);
+    const __m512d even23 = _mm512_shuffle_f64x2(a[j + 4], a[j + 6], 0x88);
+    const __m512d odd23 = _mm512_shuffle_f64x2(a[j + 4], a[j + 6], 0xdd);
+    rows[j].v = _mm512_shuffle_f64x2(even01, even23, 0x88);
+    rows[j + 4].v = _mm512_shuffle_f64x2(even01, even23, 0xdd);
+    rows[j + 2].v = _mm512_shuffle_f64x2(odd01, odd23, 0x88);
+    rows[j + 6].v = _mm512_shuffle_f64x2(odd01, odd23, 0xdd);
   }
-  for (int i = 0; i < square / 2; ++i) {
-    b[i] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
-    b[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
-  }
-  for (int i = 0; i < columns; ++i) first_lanes(dst + i * dst_step, b[i], rows);
-}
-inline void transpose_square(const double* src, int64_t src_step, int rows, int columns, double* dst,
-                             int64_t dst_step) {
-  __m256d a[square_double], b[square_double];
-  const __m256i read = lanes_below_double(columns), write = lanes_below_double(rows);
-  for (int i = 0; i < square_double; ++i)
-    a[i] = i < rows ? _mm256_maskload_pd(src + i * src_step, read) : _mm256_setzero_pd();
-  for (int i = 0; i < square_double; i += 2) {
-    b[i] = _mm256_unpacklo_pd(a[i], a[i + 1]);
-    b[i + 1] = _mm256_unpackhi_pd(a[i], a[i + 1]);
-  }
-  a[0] = _mm256_permute2f128_pd(b[0], b[2], 0x20);
-  a[1] = _mm256_permute2f128_pd(b[1], b[3], 0x20);
-  a[2] = _mm256_permute2f128_pd(b[0], b[2], 0x31);
-  a[3] = _mm256_permute2f128_pd(b[1], b[3], 0x31);
-  for (int i = 0; i < columns; ++i) _mm256_maskstore_pd(dst + i * dst_step, write, a[i]);
 }
 
-}  // namespace detail
+#elif defined(__AVX2__)
 
-// dst[j · dst_step + i] = src[i · src_step + j] for i < rows, j < columns.
-template <class T>
-void transpose(const T* src, int64_t src_step, int64_t rows, int64_t columns, arithmetic<T>* dst, int64_t dst_step) {
-  constexpr int64_t side = sizeof(arithmetic<T>) == sizeof(float) ? detail::square : detail::square_double;
-  for (int64_t j = 0; j < columns; j += side)
-    for (int64_t i = 0; i < rows; i += side)
-      detail::transpose_square(src + i * src_step + j, src_step, static_cast<int>(std::min(side, rows - i)),
-                               static_cast<int>(std::min(side, columns - j)), dst + j * dst_step + i, dst_step);
+inline void transpose(Vec<float> (&rows)[8]) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {  // b[i + j] 128-bit lane l: column 4 l + j of rows i..i+3
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int j = 0; j < 4; ++j) {
+    rows[j].v = _mm256_permute2f128_ps(b[j], b[j + 4], 0x20);
+    rows[j + 4].v = _mm256_permute2f128_ps(b[j], b[j + 4], 0x31);
+  }
+}
+
+inline void transpose(Vec<double> (&rows)[4]) {
+  __m256d a[4];
+  for (int i = 0; i < 4; i += 2) {
+    a[i] = _mm256_unpacklo_pd(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_pd(rows[i].v, rows[i + 1].v);
+  }
+  for (int j = 0; j < 2; ++j) {
+    rows[j].v = _mm256_permute2f128_pd(a[j], a[j + 2], 0x20);
+    rows[j + 2].v = _mm256_permute2f128_pd(a[j], a[j + 2], 0x31);
+  }
 }
 
 #else
 
-template <class T>
-void transpose(const T* src, int64_t src_step, int64_t rows, int64_t columns, arithmetic<T>* dst, int64_t dst_step) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) dst[j * dst_step + i] = widen(src[i * src_step + j]);
+template <class A>
+void transpose(Vec<A> (&rows)[Vec<A>::lanes]) {
+  constexpr int lanes = Vec<A>::lanes;
+  A block[lanes][lanes], turned[lanes][lanes];
+  for (int i = 0; i < lanes; ++i) rows[i].store(block[i]);
+  for (int i = 0; i < lanes; ++i)
+    for (int j = 0; j < lanes; ++j) turned[j][i] = block[i][j];
+  for (int i = 0; i < lanes; ++i) rows[i] = Vec<A>::load(turned[i]);
 }
 
 #endif
+
+// dst[j * dst_step + i] = src[i * src_step + j] for i < rows, j < columns, widened to the arithmetic type on the way.
+template <class T>
+void transpose(const T* src, int64_t src_step, int64_t rows, int64_t columns, arithmetic<T>* dst, int64_t dst_step) {
+  using V = Vec<arithmetic<T>>;
+  for (int64_t j = 0; j < columns; j += V::lanes)
+    for (int64_t i = 0; i < rows; i += V::lanes) {
+      const int height = static_cast<int>(std::min<int64_t>(V::lanes, rows - i));
+      const int width = static_cast<int>(std::min<int64_t>(V::lanes, columns - j));
+      V block[V::lanes];
+      for (int r = 0; r < V::lanes; ++r) block[r] = r < height ? load(src + (i + r) * src_step + j, width) : V::zero();
+      transpose(block);
+      for (int c = 0; c < width; ++c) store(dst + (j + c) * dst_step + i, block[c], height);
+    }
+}
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -6,7 +6,9 @@
 
 #include "isa.h"
 
-#if defined(__AVX512F__)
+#if defined(FASTCONV_PORTABLE)
+#include "vec_scalar.h"
+#elif defined(__AVX512F__)
 #include "vec_avx512.h"
 #elif defined(__AVX2__)
 #include "vec_avx2.h"

@@ -81,7 +81,7 @@ Vec<T> min(Vec<T> a, Vec<T> b) {
   for (int i = 0; i < Vec<T>::lanes; ++i) a.v[i] = (a.v[i] < b.v[i] || a.v[i] != a.v[i]) ? a.v[i] : b.v[i];
   return a;
 }
-// a where x > 0 or x is NaN... b elsewhere.
+// a where x > 0, b elsewhere (NaN included).
 template <class T>
 Vec<T> where_positive(Vec<T> x, Vec<T> a, Vec<T> b) {
   for (int i = 0; i < Vec<T>::lanes; ++i) a.v[i] = x.v[i] > 0 ? a.v[i] : b.v[i];

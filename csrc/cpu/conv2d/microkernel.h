@@ -1,0 +1,127 @@
+// The register tile every dense convolution is built from: M pixels x V vectors of output channels, held in registers
+// while a list of taps goes by. A tap gives each pixel a pointer to a run of `run` consecutive elements (input
+// channels); the weights come packed as [tap][run][V lanes]. Per element of the run: V weight loads, M broadcasts, M·V
+// FMAs.
+//
+// Full tile: 6 x 16 floats on AVX2 (12 accumulators, 2 weights, 1 broadcast), 14 x 32 on AVX-512 (28, 2, 1). Fewer rows
+// and one vector are instantiations of the same template. A tile of one vector may have twice the rows.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "simd/fma_into.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+inline constexpr int tile_vectors = 2;
+// Registers left beside the accumulators: the weights, one broadcast, and one to spare where the file is large.
+inline constexpr int tile_rows = (vector_registers - tile_vectors - 1) / tile_vectors;
+inline constexpr int max_tile_rows = tile_vectors * tile_rows;
+
+template <class A>
+struct Tile {
+  const A* const* rows;  // [tap][pixel]
+  int64_t taps;
+  int64_t run;
+  int64_t offset;            // added to every row pointer: the first channel of a group
+  const A* weights;          // [tap][run][V lanes]
+  const A* start;            // V lanes: what the sums start from (the bias, or zeros)
+  A* const* out;             // [pixel]
+  int64_t out_offset;        // added to every out pointer
+  const A* const* residual;  // [pixel], at the same channels (residual_offset), or null
+  int64_t residual_offset;
+  const char* ahead;  // what a later tile reads: one piece of ahead_lines cache lines per tap is brought into L2
+  int64_t ahead_lines;
+  bool clamped;  // the activation is a clamp to [low, high]
+  A low, high;
+  int last;  // lanes of the last vector that exist
+};
+
+inline constexpr int64_t cache_line = 64;  // bytes
+
+template <class A>
+using TileFunction = void (*)(const Tile<A>&);
+
+template <int count, class F>
+[[gnu::always_inline]] inline void unrolled(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, count>{});
+}
+
+template <class A, int M, int V>
+void multiply_tile(const Tile<A>& t) {
+  constexpr int lanes = Vec<A>::lanes;
+  Vec<A> acc[M][V];
+  unrolled<V>([&](auto v) __attribute__((always_inline)) {
+    const Vec<A> start = load(t.start + v * lanes);
+    unrolled<M>([&](auto i) __attribute__((always_inline)) { acc[i][v] = start; });
+  });
+
+  // The stores come in one burst: their lines are fetched while the sums are still running.
+  unrolled<M>([&](auto i) __attribute__((always_inline)) {
+    const A* out = t.out[i] + t.out_offset;
+    __builtin_prefetch(out, 1);
+    if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
+  });
+
+  const A* weights = t.weights;
+  const A* const* rows = t.rows;
+  const int64_t end = t.offset + t.run;
+  for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
+    for (int64_t line = 0; line < t.ahead_lines; ++line)
+      __builtin_prefetch(t.ahead + (tap * t.ahead_lines + line) * cache_line, 0, 2);
+    const A* pixel[M];
+    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
+    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
+      Vec<A> w[V];
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
+      unrolled<M>([&](auto i) __attribute__((always_inline)) {
+        const Vec<A> x = Vec<A>::broadcast(pixel[i][c]);
+        unrolled<V>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i][v], x, w[v]); });
+      });
+    }
+  }
+
+  const bool partial = t.last < lanes;
+  if (t.residual)
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      const A* residual = t.residual[i] + t.residual_offset;
+      unrolled<V>([&](auto v) __attribute__((always_inline)) {
+        const bool cut = v == V - 1 && partial;
+        acc[i][v] = acc[i][v] + (cut ? load(residual + v * lanes, t.last) : load(residual + v * lanes));
+      });
+    });
+  if (t.clamped) {
+    const Vec<A> low = Vec<A>::broadcast(t.low), high = Vec<A>::broadcast(t.high);
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { acc[i][v] = min(max(acc[i][v], low), high); });
+    });
+  }
+  if (!partial)
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      A* out = t.out[i] + t.out_offset;
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { store(out + v * lanes, acc[i][v]); });
+    });
+  else
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      A* out = t.out[i] + t.out_offset;
+      unrolled<V - 1>([&](auto v) __attribute__((always_inline)) { store(out + v * lanes, acc[i][v]); });
+      acc[i][V - 1].store(out + (V - 1) * lanes, t.last);
+    });
+}
+
+// The instantiation for `rows` pixels and `vectors` vectors.
+template <class A>
+TileFunction<A> tile_function(int rows, int vectors) {
+  static constexpr auto wide = []<int... i>(std::integer_sequence<int, i...>) {
+    return std::array<TileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, tile_vectors>...};
+  }(std::make_integer_sequence<int, tile_rows>{});
+  static constexpr auto narrow = []<int... i>(std::integer_sequence<int, i...>) {
+    return std::array<TileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, 1>...};
+  }(std::make_integer_sequence<int, max_tile_rows>{});
+  return vectors == 1 ? narrow[rows - 1] : wide[rows - 1];
+}
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,286 @@
+// Average pooling, sliding and adaptive, and its gradient, with torch's divisors (padding counted, left out, or
+// overridden).
+//
+// NHWC: a register of channels per output pixel, `unroll` registers at a time, one add a tap, one division an output.
+// NCHW: a register of output columns. A row of x goes once into scratch in phase order (rows.h); the sums of its S taps
+// are kept in a ring of rows that vertically overlapping windows share; an output row is the sum of R ring rows. A
+// window that is the whole plane is one long sum. Gradients turn the same around, each input row written once.
+// Bytes moved: x once, y once. 16-bit types are summed in float and rounded once.
+// Loses in NHWC for windows above about 7x7 that overlap, where every tap is read anew for each output.
+#include "plain.h"
+#include "rows.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+constexpr int unroll = 4;
+
+template <class T>
+class Average {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
+
+ public:
+  Average(const Problem& p, const Args& args) : p(p), args(args), rows(p, p.h), columns(p, p.w) {}
+
+  bool by_rows() const {
+    constexpr int64_t fewest_columns = 4;
+    return !rows.adaptive && !columns.adaptive && columns.out >= fewest_columns && columns.stride <= max_phases;
+  }
+  // Every output is the average of its whole plane.
+  bool global() const {
+    return p.out_pixels() == 1 && rows.at(0).count == rows.in && columns.at(0).count == columns.in;
+  }
+  int64_t scratch_elements() const {
+    if (p.layout == Layout::nhwc || !by_rows()) return 0;
+    return PhaseRow<A>::elements(columns) + (1 + slots()) * width() + integers<A>(slots()) + integers<A>(rows.window);
+  }
+
+  void fprop(const Parallel& parallel) const {
+    if (p.layout == Layout::nhwc) {
+      const int64_t blocks = channel_blocks();
+      parallel(p.n * p.h.out * blocks, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) nhwc_row(i / blocks / p.h.out, i / blocks % p.h.out, i % blocks);
+      });
+      return;
+    }
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+      const bool whole = global();
+      const A by = whole ? divisor(rows.at(0), columns.at(0)) : A(1);
+      if (whole)
+        for (int64_t i = begin; i < end; ++i) whole_plane(i, by);
+      else if (by_rows())
+        planes(begin, end, thread);
+      else
+        for (int64_t i = begin; i < end; ++i) plain::average_fprop<T, A>(p, args, i);
+    });
+  }
+
+  void dgrad(const Parallel& parallel) const {
+    if (p.layout == Layout::nhwc) {
+      parallel(p.n * p.h.in, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) nhwc_gradient_row(i / p.h.in, i % p.h.in);
+      });
+      return;
+    }
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+      const bool whole = global();
+      const A by = whole ? divisor(rows.at(0), columns.at(0)) : A(1);
+      if (whole)
+        for (int64_t i = begin; i < end; ++i) fill_plane(i, by);
+      else if (by_rows())
+        gradient_planes(begin, end, thread);
+      else
+        for (int64_t i = begin; i < end; ++i) plain::average_dgrad<T, A>(p, args, i);
+    });
+  }
+
+ private:
+  A divisor(const Span& v, const Span& h) const { return static_cast<A>(plain::divisor(p, v, h)); }
+
+  // ---- NHWC ----
+
+  static constexpr int64_t block = 16 * V::lanes;  // channels a task takes where there are few rows
+
+  int64_t channel_blocks() const { return p.h.out > 1 ? 1 : (p.c + block - 1) / block; }
+
+  void nhwc_row(int64_t n, int64_t oh, int64_t part) const {
+    const Span v = rows.at(oh);
+    const int64_t first = channel_blocks() > 1 ? part * block : 0;
+    const int64_t last = channel_blocks() > 1 ? std::min(p.c, first + block) : p.c;
+    const T* image = static_cast<const T*>(args.x) + n * p.in_pixels() * p.c;
+    T* y = static_cast<T*>(args.out) + (n * p.h.out + oh) * p.w.out * p.c;
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Span h = columns.at(ow);
+      const T* x = image + (v.first * p.w.in + h.first) * p.c;
+      int64_t c = first;
+      for (; c + unroll * V::lanes <= last; c += unroll * V::lanes)
+        sums<unroll>(v, h, x + c, y + ow * p.c + c, V::lanes);
+      for (; c < last; c += V::lanes)
+        sums<1>(v, h, x + c, y + ow * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, last - c)));
+    }
+  }
+
+  template <int regs>
+  void sums(const Span& v, const Span& h, const T* x, T* y, int count) const {
+    V sum[regs];
+    for (V& s : sum) s = V::zero();
+    for (int64_t r = 0; r < v.count; ++r)
+      for (int64_t s = 0; s < h.count; ++s) {
+        const T* tap = x + (r * p.w.in + s) * p.c;
+        for (int u = 0; u < regs; ++u) sum[u] = sum[u] + load(tap + u * V::lanes, count);
+      }
+    const V by = V::broadcast(divisor(v, h));
+    for (int u = 0; u < regs; ++u) store(y + u * V::lanes, sum[u] / by, count);
+  }
+
+  void nhwc_gradient_row(int64_t n, int64_t row) const {
+    const auto [top, bottom] = rows.covering(row);
+    const T* image = static_cast<const T*>(args.y) + n * p.out_pixels() * p.c;
+    T* dx = static_cast<T*>(args.out) + (n * p.h.in + row) * p.w.in * p.c;
+    for (int64_t column = 0; column < p.w.in; ++column) {
+      const auto [left, right] = columns.covering(column);
+      const Cover cover{top, bottom, left, right};
+      int64_t c = 0;
+      for (; c + unroll * V::lanes <= p.c; c += unroll * V::lanes)
+        gathered<unroll>(cover, image + c, dx + column * p.c + c, V::lanes);
+      for (; c < p.c; c += V::lanes)
+        gathered<1>(cover, image + c, dx + column * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, p.c - c)));
+    }
+  }
+
+  struct Cover {
+    int64_t top, bottom, left, right;
+  };
+
+  template <int regs>
+  void gathered(const Cover& at, const T* dy, T* dx, int count) const {
+    V sum[regs];
+    for (V& s : sum) s = V::zero();
+    for (int64_t oh = at.top; oh < at.bottom; ++oh)
+      for (int64_t ow = at.left; ow < at.right; ++ow) {
+        const V by = V::broadcast(divisor(rows.at(oh), columns.at(ow)));
+        const T* from = dy + (oh * p.w.out + ow) * p.c;
+        for (int u = 0; u < regs; ++u) sum[u] = sum[u] + load(from + u * V::lanes, count) / by;
+      }
+    for (int u = 0; u < regs; ++u) store(dx + u * V::lanes, sum[u], count);
+  }
+
+  // ---- NCHW ----
+
+  int64_t width() const { return padded_row(columns.out); }
+  int64_t slots() const { return std::max(int64_t{1}, std::min(rows.in, rows.window)); }
+
+  struct Scratch {
+    A *staged, *extents, *ring;
+    int64_t* held;   // the input row a slot of the ring holds
+    int64_t* lines;  // where the ring rows of one window lie
+  };
+  Scratch scratch_of(int thread) const {
+    Scratch s;
+    s.staged = static_cast<A*>(args.workspace) + thread * scratch_elements();
+    s.extents = s.staged + PhaseRow<A>::elements(columns);
+    s.ring = s.extents + width();
+    s.held = reinterpret_cast<int64_t*>(s.ring + slots() * width());
+    s.lines = reinterpret_cast<int64_t*>(s.ring + slots() * width() + integers<A>(slots()));
+    // What each column contributes to its divisor; a register may run over the last one.
+    for (int64_t q = 0; q < width(); ++q)
+      s.extents[q] = p.divisor_override ? A(1) : static_cast<A>(columns.at(std::min(q, columns.out - 1)).extent);
+    return s;
+  }
+  V row_divisor(const Span& v) const {
+    return V::broadcast(static_cast<A>(p.divisor_override ? p.divisor_override : v.extent));
+  }
+
+  void whole_plane(int64_t plane, A by) const {
+    const int64_t pixels = p.in_pixels();
+    const T* x = static_cast<const T*>(args.x) + plane * pixels;
+    V sum[unroll];
+    for (V& s : sum) s = V::zero();
+    int64_t i = 0;
+    for (; i + unroll * V::lanes <= pixels; i += unroll * V::lanes)
+      for (int u = 0; u < unroll; ++u) sum[u] = sum[u] + load(x + i + u * V::lanes);
+    for (; i + V::lanes <= pixels; i += V::lanes) sum[0] = sum[0] + load(x + i);
+    if (i < pixels) sum[1] = sum[1] + load(x + i, static_cast<int>(pixels - i));
+    static_cast<T*>(args.out)[plane] = narrow<T>(sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / by);
+  }
+
+  void fill_plane(int64_t plane, A by) const {
+    const A dy = widen(static_cast<const T*>(args.y)[plane]);
+    T* dx = static_cast<T*>(args.out) + plane * p.in_pixels();
+    std::fill(dx, dx + p.in_pixels(), narrow<T>(dy / by));
+  }
+
+  void planes(int64_t begin, int64_t end, int thread) const {
+    const Scratch scratch = scratch_of(thread);
+    PhaseRow<A> staged(columns, scratch.staged);
+    staged.clear(0);
+    for (int64_t i = begin; i < end; ++i) {
+      std::fill(scratch.held, scratch.held + slots(), int64_t{-1});
+      const T* x = static_cast<const T*>(args.x) + i * p.in_pixels();
+      for (int64_t oh = 0; oh < p.h.out; ++oh) {
+        const Span v = rows.at(oh);
+        for (int64_t r = 0; r < v.count; ++r) scratch.lines[r] = ring_row(x, v.first + r, staged, scratch);
+        const V by = row_divisor(v);
+        T* y = static_cast<T*>(args.out) + (i * p.h.out + oh) * p.w.out;
+        for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+          V sum = V::zero();
+          for (int64_t r = 0; r < v.count; ++r) sum = sum + V::load(scratch.ring + scratch.lines[r] + q);
+          store(y + q, sum / (by * V::load(scratch.extents + q)),
+                static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q)));
+        }
+      }
+    }
+  }
+
+  // Where the ring holds the sums of input row `row`; computed unless they are still there.
+  int64_t ring_row(const T* x, int64_t row, PhaseRow<A>& staged, const Scratch& scratch) const {
+    const int64_t slot = row % slots(), at = slot * width();
+    if (scratch.held[slot] == row) return at;
+    scratch.held[slot] = row;
+    staged.fill(x + row * p.w.in);
+    for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+      V sum = V::zero();
+      for (int64_t s = 0; s < columns.window; ++s) sum = sum + V::load(staged.tap(s) + q);
+      sum.store(scratch.ring + at + q);
+    }
+    return at;
+  }
+
+  void gradient_planes(int64_t begin, int64_t end, int thread) const {
+    const Scratch scratch = scratch_of(thread);
+    PhaseRow<A> row(columns, scratch.staged);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t h = 0; h < p.h.in; ++h) {
+        row.clear(0);
+        const auto [top, bottom] = rows.covering(h);
+        for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+          const int count = static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q));
+          V sum = V::zero();
+          for (int64_t oh = top; oh < bottom; ++oh) {
+            const V dy = load(static_cast<const T*>(args.y) + (i * p.h.out + oh) * p.w.out + q, count);
+            sum = sum + dy / (row_divisor(rows.at(oh)) * V::load(scratch.extents + q));
+          }
+          for (int64_t s = 0; s < columns.window; ++s) {
+            A* to = row.tap(s) + q;
+            (V::load(to) + sum).store(to);
+          }
+        }
+        row.drain(static_cast<T*>(args.out) + (i * p.h.in + h) * p.w.in);
+      }
+  }
+
+  const Problem& p;
+  const Args& args;
+  const Windows rows, columns;
+};
+
+template <bool gradient>
+void run(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) {
+    const Average<std::remove_pointer_t<decltype(t)>> kernel(p, args);
+    if constexpr (gradient)
+      kernel.dgrad(parallel);
+    else
+      kernel.fprop(parallel);
+  });
+}
+
+int64_t workspace(const Problem& p, int threads) {
+  int64_t bytes = 0;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    bytes = Average<T>(p, Args()).scratch_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
+  });
+  return bytes * threads;
+}
+
+}  // namespace
+
+extern const KernelBody avgpool2d_fprop_window{refuses_pool, workspace, run<false>};
+extern const KernelBody avgpool2d_dgrad_window{refuses_pool, workspace, run<true>};
+extern const KernelBody adaptiveavg2d_fprop_window{refuses_pool, workspace, run<false>};
+extern const KernelBody adaptiveavg2d_dgrad_window{refuses_pool, workspace, run<true>};
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,367 @@
+// Max pooling, sliding and adaptive, and its gradient.
+//
+// NHWC: a register of channels per output pixel, `unroll` registers at a time; each tap is one load, one compare, one
+// blend. The gradient takes each input pixel, looks at the windows that cover it and adds dy where the index names it.
+// NCHW: a register of output columns. A row of x goes once into scratch in phase order (rows.h); the maxima of its
+// S taps, for all output columns, are kept in a ring of rows, so vertically overlapping windows share them; an output
+// row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
+// to the sign of a zero. The gradient turns the same scratch around: dy is added, tap by tap, into a private row.
+// Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
+// Few output columns or ragged adaptive windows in NCHW go element by element, their gradient through a private plane.
+// Loses for windows above about 7x7 in NHWC, where every tap is read anew for each output.
+#include <limits>
+
+#include "plain.h"
+#include "rows.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+constexpr int unroll = 4;
+
+// ---- NHWC ----
+
+template <class T, class I>
+class NhwcMax {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
+
+ public:
+  NhwcMax(const Problem& p, const Args& args) : p(p), args(args), rows(p, p.h), columns(p, p.w), number(p) {}
+
+  void fprop(const Parallel& parallel) const {
+    parallel(p.n * p.h.out, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) output_row(i / p.h.out, i % p.h.out);
+    });
+  }
+
+  void dgrad(const Parallel& parallel) const {
+    parallel(p.n * p.h.in, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) input_row(i / p.h.in, i % p.h.in);
+    });
+  }
+
+ private:
+  void output_row(int64_t n, int64_t oh) const {
+    const Span v = rows.at(oh);
+    const T* image = static_cast<const T*>(args.x) + n * p.in_pixels() * p.c;
+    const int64_t y0 = (n * p.h.out + oh) * p.w.out * p.c;
+    for (int64_t ow = 0; ow < p.w.out; ++ow) {
+      const Span h = columns.at(ow);
+      const T* x = image + (v.first * p.w.in + h.first) * p.c;
+      int64_t c = 0;
+      for (; c + unroll * V::lanes <= p.c; c += unroll * V::lanes)
+        outputs<unroll>(v, h, x + c, y0 + ow * p.c + c, V::lanes);
+      for (; c < p.c; c += V::lanes)
+        outputs<1>(v, h, x + c, y0 + ow * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, p.c - c)));
+    }
+  }
+
+  template <int width>
+  void outputs(const Span& v, const Span& h, const T* x, int64_t to, int count) const {
+    V best[width], at[width];
+    const int64_t row0 = std::min(v.first, rows.in - 1), column0 = std::min(h.first, columns.in - 1);
+    for (int u = 0; u < width; ++u) {
+      best[u] = V::broadcast(-std::numeric_limits<A>::infinity());
+      at[u] = V::broadcast(static_cast<A>(number.of(row0, column0, v.tap, h.tap)));
+    }
+    for (int64_t r = 0; r < v.count; ++r)
+      for (int64_t s = 0; s < h.count; ++s) {
+        const T* tap = x + (r * rows.step * p.w.in + s * columns.step) * p.c;
+        if constexpr (std::is_void_v<I>) {
+          for (int u = 0; u < width; ++u) best[u] = max(load(tap + u * V::lanes, count), best[u]);
+        } else {
+          const V t = V::broadcast(
+              static_cast<A>(number.of(v.first + r * rows.step, h.first + s * columns.step, v.tap + r, h.tap + s)));
+          for (int u = 0; u < width; ++u) take_greater(best[u], at[u], load(tap + u * V::lanes, count), t);
+        }
+      }
+    for (int u = 0; u < width; ++u) {
+      store(static_cast<T*>(args.out) + to + u * V::lanes, best[u], count);
+      if constexpr (!std::is_void_v<I>) store_tags(static_cast<I*>(args.index) + to + u * V::lanes, at[u], count);
+    }
+  }
+
+  void input_row(int64_t n, int64_t row) const {
+    const auto [top, bottom] = rows.covering(row);
+    const int64_t image = n * p.out_pixels() * p.c;
+    T* dx = static_cast<T*>(args.out) + (n * p.h.in + row) * p.w.in * p.c;
+    for (int64_t column = 0; column < p.w.in; ++column) {
+      const auto [left, right] = columns.covering(column);
+      const Cover cover{row, column, top, bottom, left, right};
+      int64_t c = 0;
+      for (; c + unroll * V::lanes <= p.c; c += unroll * V::lanes)
+        inputs<unroll>(cover, image + c, dx + column * p.c + c, V::lanes);
+      for (; c < p.c; c += V::lanes)
+        inputs<1>(cover, image + c, dx + column * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, p.c - c)));
+    }
+  }
+
+  struct Cover {
+    int64_t row, column, top, bottom, left, right;
+  };
+
+  template <int width>
+  void inputs(const Cover& at, int64_t from, T* dx, int count) const {
+    V sum[width];
+    for (int u = 0; u < width; ++u) sum[u] = V::zero();
+    if constexpr (!std::is_void_v<I>) {
+      const T* dy = static_cast<const T*>(args.y) + from;
+      const I* index = static_cast<const I*>(args.index) + from;
+      for (int64_t oh = at.top; oh < at.bottom; ++oh)
+        for (int64_t ow = at.left; ow < at.right; ++ow) {
+          const int64_t r = rows.tap(oh, at.row), s = columns.tap(ow, at.column);
+          if (r < 0 || s < 0) continue;
+          const V t = V::broadcast(static_cast<A>(number.of(at.row, at.column, r, s)));
+          const int64_t pixel = (oh * p.w.out + ow) * p.c;
+          for (int u = 0; u < width; ++u)
+            sum[u] = add_where_equal(sum[u], load_tags(V(), index + pixel + u * V::lanes, count), t,
+                                     load(dy + pixel + u * V::lanes, count));
+        }
+    }
+    for (int u = 0; u < width; ++u) store(dx + u * V::lanes, sum[u], count);
+  }
+
+  const Problem& p;
+  const Args& args;
+  const Windows rows, columns;
+  const Numbering number;
+};
+
+// ---- NCHW ----
+
+// Whether the row machinery has registers to fill: sliding windows and enough output columns.
+bool by_rows(const Windows& rows, const Windows& columns) {
+  constexpr int64_t fewest_columns = 4;
+  return !rows.adaptive && !columns.adaptive && columns.out >= fewest_columns && columns.stride <= max_phases;
+}
+
+// One thread's scratch, carved from the workspace.
+template <class A>
+struct MaxScratch {
+  int64_t width, slots;
+  A *staged, *base, *first, *values, *tags;
+  int64_t* held;   // the input row a slot of the ring holds
+  int64_t* lines;  // where the ring rows of one window lie
+
+  static int64_t ring_slots(const Windows& rows) {
+    return std::max(int64_t{1}, std::min(rows.in, rows.step * (rows.window - 1) + 1));
+  }
+  static int64_t elements(const Windows& rows, const Windows& columns) {
+    return PhaseRow<A>::elements(columns) + (2 + 2 * ring_slots(rows)) * padded_row(columns.out) +
+           integers<A>(ring_slots(rows)) + integers<A>(rows.window);
+  }
+  MaxScratch(const Windows& rows, const Windows& columns, A* memory)
+      : width(padded_row(columns.out)), slots(ring_slots(rows)) {
+    staged = memory;
+    base = staged + PhaseRow<A>::elements(columns);
+    first = base + width;
+    values = first + width;
+    tags = values + slots * width;
+    held = reinterpret_cast<int64_t*>(tags + slots * width);
+    lines = reinterpret_cast<int64_t*>(tags + slots * width + integers<A>(slots));
+  }
+};
+
+template <class T, class I>
+class NchwMax {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
+
+ public:
+  NchwMax(const Problem& p, const Args& args) : p(p), args(args), rows(p, p.h), columns(p, p.w), number(p) {}
+
+  void fprop(const Parallel& parallel) const {
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+      MaxScratch<A> scratch = scratch_of(thread);
+      PhaseRow<A> row(columns, scratch.staged);
+      row.clear(-std::numeric_limits<A>::infinity());
+      // What a column adds to the number of a maximum, beside s·column_step: before and at its first tap inside.
+      for (int64_t q = 0; q < scratch.width; ++q) {
+        const Span h = columns.at(std::min(q, columns.out - 1));
+        scratch.base[q] = number.taps ? A(0) : static_cast<A>(h.first - h.tap * columns.step);
+        scratch.first[q] = static_cast<A>(number.taps ? h.tap : std::min(h.first, columns.in - 1));
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        std::fill(scratch.held, scratch.held + scratch.slots, int64_t{-1});
+        const T* x = static_cast<const T*>(args.x) + i * p.in_pixels();
+        for (int64_t oh = 0; oh < p.h.out; ++oh) output_row(x, (i * p.h.out + oh) * p.w.out, rows.at(oh), row, scratch);
+      }
+    });
+  }
+
+  void dgrad(const Parallel& parallel) const {
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+      MaxScratch<A> scratch = scratch_of(thread);
+      PhaseRow<A> row(columns, scratch.staged);
+      for (int64_t q = 0; q < scratch.width; ++q)
+        scratch.base[q] = number.taps ? A(0) : static_cast<A>(q * columns.stride - columns.pad);
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t h = 0; h < p.h.in; ++h) {
+          row.clear(0);
+          const auto [top, bottom] = rows.covering(h);
+          for (int64_t oh = top; oh < bottom; ++oh)
+            if (const int64_t r = rows.tap(oh, h); r >= 0) gradient_row(i, oh, h, r, row, scratch);
+          row.drain(static_cast<T*>(args.out) + (i * p.h.in + h) * p.w.in);
+        }
+    });
+  }
+
+ private:
+  MaxScratch<A> scratch_of(int thread) const {
+    return {rows, columns, static_cast<A*>(args.workspace) + thread * MaxScratch<A>::elements(rows, columns)};
+  }
+  int64_t column_step() const { return number.taps ? 1 : columns.step; }
+  int64_t row_number(int64_t row, int64_t r) const { return number.of(row, 0, r, 0); }
+
+  // The ring row that holds the maxima of input row `row`; computed unless it is still there.
+  int64_t ring_row(const T* x, int64_t row, PhaseRow<A>& staged, MaxScratch<A>& scratch) const {
+    const int64_t slot = row % scratch.slots, at = slot * scratch.width;
+    if (scratch.held[slot] == row) return at;
+    scratch.held[slot] = row;
+    staged.fill(x + row * p.w.in);
+    for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+      V best = V::broadcast(-std::numeric_limits<A>::infinity());
+      V tag = V::load(scratch.first + q);
+      const V base = V::load(scratch.base + q);
+      for (int64_t s = 0; s < columns.window; ++s) {
+        const V value = V::load(staged.tap(s) + q);
+        if constexpr (std::is_void_v<I>)
+          best = max(value, best);
+        else
+          take_greater(best, tag, value, base + V::broadcast(static_cast<A>(s * column_step())));
+      }
+      best.store(scratch.values + at + q);
+      if constexpr (!std::is_void_v<I>) tag.store(scratch.tags + at + q);
+    }
+    return at;
+  }
+
+  void output_row(const T* x, int64_t to, const Span& v, PhaseRow<A>& staged, MaxScratch<A>& scratch) const {
+    for (int64_t r = 0; r < v.count; ++r) scratch.lines[r] = ring_row(x, v.first + r * rows.step, staged, scratch);
+    const V row0 = V::broadcast(static_cast<A>(row_number(std::min(v.first, rows.in - 1), v.tap)));
+    for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+      V best = V::broadcast(-std::numeric_limits<A>::infinity());
+      V tag = V::load(scratch.first + q) + row0;
+      for (int64_t r = 0; r < v.count; ++r) {
+        const int64_t row = v.first + r * rows.step, at = scratch.lines[r] + q;
+        const V value = V::load(scratch.values + at);
+        if constexpr (std::is_void_v<I>)
+          best = max(value, best);
+        else
+          take_greater(best, tag, value,
+                       V::load(scratch.tags + at) + V::broadcast(static_cast<A>(row_number(row, v.tap + r))));
+      }
+      const int count = static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q));
+      store(static_cast<T*>(args.out) + to + q, best, count);
+      if constexpr (!std::is_void_v<I>) store_tags(static_cast<I*>(args.index) + to + q, tag, count);
+    }
+  }
+
+  // Adds what output row `oh` gives input row `h` through tap row r.
+  void gradient_row(int64_t plane, int64_t oh, int64_t h, int64_t r, PhaseRow<A>& row, MaxScratch<A>& scratch) const {
+    if constexpr (!std::is_void_v<I>) {
+      const int64_t from = (plane * p.h.out + oh) * p.w.out;
+      for (int64_t q = 0; q < p.w.out; q += V::lanes) {
+        const int count = static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q));
+        const V dy = load(static_cast<const T*>(args.y) + from + q, count);
+        const V tag = load_tags(V(), static_cast<const I*>(args.index) + from + q, count);
+        const V expected = V::load(scratch.base + q) + V::broadcast(static_cast<A>(row_number(h, r)));
+        for (int64_t s = 0; s < columns.window; ++s) {
+          A* to = row.tap(s) + q;
+          add_where_equal(V::load(to), tag, expected + V::broadcast(static_cast<A>(s * column_step())), dy).store(to);
+        }
+      }
+    }
+  }
+
+  const Problem& p;
+  const Args& args;
+  const Windows rows, columns;
+  const Numbering number;
+};
+
+// NCHW planes with few output columns or ragged windows: the gradients of a plane are added up in scratch that only
+// this task sees, in the order of the outputs. An index outside the plane adds nothing.
+template <class T, class I>
+void narrow_dgrad(const Problem& p, const Args& args, const Parallel& parallel) {
+  using A = arithmetic<T>;
+  const Windows rows(p, p.h), columns(p, p.w);
+  const Numbering number(p);
+  const int64_t pixels = p.in_pixels();
+  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+    A* plane = static_cast<A*>(args.workspace) + thread * padded_row(pixels);
+    for (int64_t i = begin; i < end; ++i) {
+      std::fill(plane, plane + pixels, A(0));
+      const T* dy = static_cast<const T*>(args.y) + i * p.out_pixels();
+      const I* index = static_cast<const I*>(args.index) + i * p.out_pixels();
+      for (int64_t o = 0; o < p.out_pixels(); ++o) {
+        int64_t at = static_cast<int64_t>(index[o]);
+        if (number.taps) {
+          const int64_t row = o / p.w.out * rows.stride - rows.pad + at / p.w.window * rows.step;
+          const int64_t column = o % p.w.out * columns.stride - columns.pad + at % p.w.window * columns.step;
+          at = column < 0 || column >= p.w.in ? -1 : row * p.w.in + column;
+        }
+        if (at >= 0 && at < pixels) plane[at] += widen(dy[o]);
+      }
+      T* dx = static_cast<T*>(args.out) + i * pixels;
+      for (int64_t q = 0; q < pixels; q += Vec<A>::lanes)
+        store(dx + q, Vec<A>::load(plane + q), static_cast<int>(std::min<int64_t>(Vec<A>::lanes, pixels - q)));
+    }
+  });
+}
+
+template <bool gradient, class T, class I>
+void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
+  const bool rows = by_rows(Windows(p, p.h), Windows(p, p.w));
+  if constexpr (!gradient) {
+    if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).fprop(parallel);
+    if (rows) return NchwMax<T, I>(p, args).fprop(parallel);
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
+    });
+  } else if constexpr (!std::is_void_v<I>) {
+    if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).dgrad(parallel);
+    if (rows) return NchwMax<T, I>(p, args).dgrad(parallel);
+    narrow_dgrad<T, I>(p, args, parallel);
+  }
+}
+
+template <bool gradient>
+void run(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) {
+    with_index(p.index, [&](auto* index) {
+      run_typed<gradient, std::remove_pointer_t<decltype(t)>, std::remove_pointer_t<decltype(index)>>(p, args,
+                                                                                                      parallel);
+    });
+  });
+}
+
+int64_t workspace(const Problem& p, int threads) {
+  const Windows rows(p, p.h), columns(p, p.w);
+  if (p.layout == Layout::nhwc) return 0;
+  int64_t bytes = 0;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    int64_t elements = p.pass == Pass::dgrad ? padded_row(p.in_pixels()) : 0;
+    if (by_rows(rows, columns)) elements = MaxScratch<A>::elements(rows, columns);
+    bytes = elements * static_cast<int64_t>(sizeof(A));
+  });
+  return bytes * threads;
+}
+
+std::string refuses(const Problem& p) {
+  if (p.index == Index::i64 && p.in_pixels() > exact_tags)
+    return "H·W=" + std::to_string(p.in_pixels()) + " positions are not all exact in a float lane.";
+  return refuses_pool(p);
+}
+
+}  // namespace
+
+extern const KernelBody maxpool2d_fprop_window{refuses, workspace, run<false>};
+extern const KernelBody maxpool2d_dgrad_window{refuses, workspace, run<true>};
+extern const KernelBody adaptivemax2d_fprop_window{refuses, workspace, run<false>};
+extern const KernelBody adaptivemax2d_dgrad_window{refuses, workspace, run<true>};
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,29 @@
+"""Reference networks, built of fastconv's layers or of torch.nn's: one file per architecture family.
+
+    model = create_model("efficientnet_lite0").eval()  # layers="torch" builds the same of torch.nn
+    load_weights(model, pretrained_path("efficientnet_lite0"))
+    info = model_info("efficientnet_lite0")
+    logits = model(load_image("cat.png", info.image_size, info.normalization))
+    print(imagenet_labels()[logits.argmax()])
+
+Names of parameters and buffers are those of the published checkpoints, so their weights load as they are.
+"""
+
+# Importing a family is what puts its models into the registry.
+from fastconv.models import efficientnet_lite, mobilenet_v2, resnet, vgg  # noqa: F401
+from fastconv.models.images import load_image, sample_photographs
+from fastconv.models.labels import imagenet_labels
+from fastconv.models.registry import ModelInfo, create_model, list_models, model_info
+from fastconv.models.weights import load_weights, pretrained_path
+
+__all__ = [
+    "ModelInfo",
+    "create_model",
+    "imagenet_labels",
+    "list_models",
+    "load_image",
+    "load_weights",
+    "model_info",
+    "pretrained_path",
+    "sample_photographs",
+]

@@ -1,0 +1,80 @@
+"""The one list of models: every family registers its rows here, and everything else asks here.
+
+A row names the model, says how to build it and states the facts a reader wants before building it: input
+size, parameters, multiply-adds. The tests hold the facts to the built network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+from torch import nn
+
+from fastconv.models.images import Normalization
+
+# Where a network takes its convolution and pooling layers from. Imported only when a model is built.
+_LAYER_MODULES = {"fastconv": "fastconv.nn", "torch": "torch.nn"}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One registered model.
+
+    `build(layers, **kwargs)` constructs it with the convolution and pooling classes of the module `layers`.
+    `parameters` counts trainable values; `multiply_adds` counts those of all convolutions and linear layers
+    for one `image_size` x `image_size` image.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    image_size: int
+    normalization: Normalization
+    parameters: int
+    multiply_adds: int
+
+
+_MODELS: dict[str, ModelInfo] = {}
+
+
+def register(info: ModelInfo) -> None:
+    """Add one model to the list. A name can be taken only once."""
+    if info.name in _MODELS:
+        raise ValueError(f"A model named {info.name!r} is already registered; choose another name.")
+    _MODELS[info.name] = info
+
+
+def list_models() -> list[str]:
+    """The names of all models, sorted."""
+    return sorted(_MODELS)
+
+
+def model_info(name: str) -> ModelInfo:
+    """The facts about the model `name`; a ValueError with the closest names if there is no such model."""
+    if isinstance(name, str) and name in _MODELS:
+        return _MODELS[name]
+    spelled = str(name).lower().replace("-", "_")
+    matches = difflib.get_close_matches(spelled, list_models(), n=3)
+    hint = f"Did you mean {' or '.join(matches)}?" if matches else f"There are {', '.join(list_models())}."
+    raise ValueError(f"The argument name={name!r} is not the name of a model. {hint}")
+
+
+def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv", **kwargs) -> nn.Module:
+    """Build the model `name` with fresh weights, in training mode.
+
+    `layers` picks the module its convolution and pooling layers come from: "fastconv" or "torch". The other
+    keyword arguments go to the family's class; all take `num_classes`.
+    """
+    info = model_info(name)
+    return info.build(_layer_module(layers), **kwargs)
+
+
+def _layer_module(layers: str) -> ModuleType:
+    if layers not in _LAYER_MODULES:
+        known = " or ".join(map(repr, _LAYER_MODULES))
+        raise ValueError(f"The argument layers={layers!r} must be {known}.")
+    return importlib.import_module(_LAYER_MODULES[layers])

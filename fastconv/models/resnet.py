@@ -1,0 +1,145 @@
+"""ResNet: residual networks of 18 to 152 layers. State-dict keys are torchvision's."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fastconv.models.images import IMAGENET
+from fastconv.models.initialize import init_weights
+from fastconv.models.registry import ModelInfo, register
+
+_STEM_CHANNELS = 64
+_STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+def _conv3x3(layers: ModuleType, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return layers.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _conv1x1(layers: ModuleType, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return layers.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+def _shortcut(layers: ModuleType, in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The projection of option B (section 3.3), or None where the input already has the output's shape."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv1x1(layers, in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [N, C, H, W] -> [N, width, H/stride, W/stride]."""
+
+    expansion = 1
+
+    def __init__(self, layers: ModuleType, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(layers, in_channels, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(layers, width, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(layers, in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut: [N, C, H, W] -> [N, 4*width, H/stride, W/stride].
+
+    The stride sits on the 3x3 convolution ("v1.5"), not on the first 1x1 as in the paper: the 1x1 with a
+    stride would throw three quarters of its input away.
+    """
+
+    expansion = 4
+
+    def __init__(self, layers: ModuleType, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = _conv1x1(layers, in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(layers, width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv1x1(layers, width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(layers, in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + shortcut)
+
+
+class Variant(NamedTuple):
+    """One column of the paper's table 1."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int]  # blocks per stage
+    parameters: int
+    multiply_adds: int
+
+
+class ResNet(nn.Module):
+    """ResNet, [N, 3, H, W] -> logits [N, num_classes]; made for 224x224 images.
+
+    He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015, sections 3.3 and 4.1, table 1.
+    Parameters / multiply-adds at 224x224: ResNet-18 11.7 M / 1.81 G, -34 21.8 M / 3.66 G,
+    -50 25.6 M / 4.09 G, -101 44.5 M / 7.80 G, -152 60.2 M / 11.51 G.
+    """
+
+    def __init__(self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = layers.Conv2d(3, _STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = layers.MaxPool2d(3, stride=2, padding=1)
+
+        channels = _STEM_CHANNELS
+        for stage, (width, depth) in enumerate(zip(_STAGE_WIDTHS, variant.depths, strict=True), start=1):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if index == 0 and stage > 1 else 1  # stage 1 follows the max pool
+                blocks.append(variant.block(layers, channels, width, stride))
+                channels = width * variant.block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+
+        self.avgpool = layers.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        init_weights(self, linear_std=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+_VARIANTS = {
+    "resnet18": Variant(BasicBlock, (2, 2, 2, 2), 11_689_512, 1_814_073_344),
+    "resnet34": Variant(BasicBlock, (3, 4, 6, 3), 21_797_672, 3_663_761_408),
+    "resnet50": Variant(Bottleneck, (3, 4, 6, 3), 25_557_032, 4_089_184_256),
+    "resnet101": Variant(Bottleneck, (3, 4, 23, 3), 44_549_160, 7_801_405_440),
+    "resnet152": Variant(Bottleneck, (3, 8, 36, 3), 60_192_808, 11_513_626_624),
+}
+
+for _name, _variant in _VARIANTS.items():
+    register(
+        ModelInfo(
+            name=_name,
+            build=partial(ResNet, variant=_variant),
+            image_size=224,
+            normalization=IMAGENET,
+            parameters=_variant.parameters,
+            multiply_adds=_variant.multiply_adds,
+        )
+    )

@@ -1,0 +1,63 @@
+"""The published networks our models must equal, and what the comparisons share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastconv.models import create_model, list_models
+from tests.third_party import efficientnet_lite, torchvision
+
+# The namespaces every model test runs with.
+LAYERS = ("torch",)
+
+NAMES = tuple(list_models())
+
+# Largest difference allowed, relative to the largest value. The sums differ only in order.
+TOLERANCE = 1e-5
+
+
+def reference(name: str, **options) -> nn.Module:
+    """The published package's own network for the model `name`, untrained."""
+    if name.startswith("efficientnet_lite"):
+        return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"), **options)
+    return getattr(torchvision().models, name)(**options)
+
+
+def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Module]:
+    """(ours, theirs) with the same random weights and non-trivial batch-norm statistics.
+
+    Both are built without storage first: for VGG, drawing weights only to overwrite them takes seconds.
+    """
+    with torch.device("meta"):
+        ours, theirs = create_model(name, layers=layers, **options), reference(name, **options)
+    generator = torch.Generator().manual_seed(0)
+    theirs = theirs.to_empty(device="cpu")
+    for key, value in theirs.state_dict().items():
+        _fill(key, value, generator)
+    ours = ours.to_empty(device="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:
+    """Random values that keep activations near 1 from the first layer to the last."""
+    if value.dtype == torch.int64:  # num_batches_tracked
+        value.zero_()
+    elif value.dim() > 1:
+        value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
+    elif key.endswith(("running_var", "weight")):
+        value.uniform_(0.5, 1.5, generator=generator)
+    else:
+        value.normal_(std=0.1, generator=generator)
+
+
+def image_batch(size: int = 64) -> Tensor:
+    """Two random images, [2, 3, size, size + 32]: height and width differ so that swapped axes show."""
+    return torch.randn(2, 3, size, size + 32, generator=torch.Generator().manual_seed(1))
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """max |ours - theirs| / max |theirs|; 0 where both are zero."""
+    difference = (ours - theirs).abs().max().item()
+    return difference / theirs.abs().max().item() if difference else 0.0

@@ -1,0 +1,232 @@
+"""Every model equals the published network of its name: keys, shapes, outputs, gradients, initial weights."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastconv.models
+from fastconv.models import create_model, list_models, model_info
+from fastconv.models.efficientnet_lite import same_padding
+from fastconv.models.registry import register
+from tests.models.references import (
+    LAYERS,
+    NAMES,
+    TOLERANCE,
+    image_batch,
+    randomized_pair,
+    reference,
+    relative_error,
+)
+from tests.third_party import torchvision
+
+# The networks that are run, not only built: each block type, with and without batch norm, and Lite2 because
+# its sides of 65, 33 and 17 pixels need other paddings than powers of two.
+RUN_NAMES = (
+    "efficientnet_lite0",
+    "efficientnet_lite2",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet50",
+    "vgg11",
+    "vgg11_bn",
+)
+# vgg11's backward pass adds seconds to what vgg11_bn's shows.
+TRAINED_NAMES = tuple(name for name in RUN_NAMES if name != "vgg11")
+
+EXPECTED_NAMES = [
+    *(f"efficientnet_lite{i}" for i in range(5)),
+    "mobilenet_v2",
+    *(f"resnet{depth}" for depth in (101, 152, 18, 34, 50)),
+    *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("efficientnet")])
+def test_input_is_what_the_published_weights_were_trained_with(name: str):
+    preset = torchvision().models.get_model_weights(name).IMAGENET1K_V1.transforms()
+    info = model_info(name)
+    assert [info.image_size] == preset.crop_size
+    assert info.normalization == (tuple(preset.mean), tuple(preset.std))
+
+
+def test_list_models_names_every_model():
+    assert list_models() == EXPECTED_NAMES
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_has_the_published_keys_and_shapes(name: str, layers: str):
+    with torch.device("meta"):
+        ours, theirs = create_model(name, layers=layers), reference(name)
+    expected = {key: (value.shape, value.dtype) for key, value in theirs.state_dict().items()}
+    assert {key: (value.shape, value.dtype) for key, value in ours.state_dict().items()} == expected
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_stated_parameters_and_multiply_adds_are_exact(name: str, layers: str):
+    info = model_info(name)
+    with torch.device("meta"):
+        model = create_model(name, layers=layers).eval()
+        image = torch.empty(1, 3, info.image_size, info.image_size)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(image)
+    assert logits.shape == (1, 1000)
+    assert sum(parameter.numel() for parameter in model.parameters()) == info.parameters
+    assert counter.get_total_flops() == 2 * info.multiply_adds
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", RUN_NAMES)
+def test_outputs_equal_in_eval(name: str, layers: str):
+    ours, theirs = randomized_pair(name, layers)
+    x = image_batch()
+    with torch.no_grad():
+        assert relative_error(ours.eval()(x), theirs.eval()(x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", TRAINED_NAMES)
+def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: str):
+    ours, theirs = randomized_pair(name, layers)
+    outputs = []
+    for model in (ours, theirs):
+        x = image_batch().requires_grad_()
+        torch.manual_seed(2)  # the same dropout and the same dropped branches
+        y = model.train()(x)
+        y.square().mean().backward()
+        outputs.append((y.detach(), x.grad))
+    assert relative_error(outputs[0][0], outputs[1][0]) <= TOLERANCE
+    assert relative_error(outputs[0][1], outputs[1][1]) <= TOLERANCE
+
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    for key, parameter in ours.named_parameters():
+        assert relative_error(parameter.grad, gradients[key]) <= TOLERANCE, key
+    statistics = dict(theirs.named_buffers())
+    for key, buffer in ours.named_buffers():
+        assert relative_error(buffer, statistics[key]) <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet50", "vgg11_bn"])
+def test_same_seed_gives_torchvisions_initial_weights(name: str, layers: str):
+    torch.manual_seed(3)
+    ours = create_model(name, layers=layers).state_dict()
+    torch.manual_seed(3)
+    theirs = reference(name).state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_efficientnet_lite_initial_weights_follow_fan_out_per_group(layers: str):
+    torch.manual_seed(4)
+    model = create_model("efficientnet_lite0", layers=layers)
+    depthwise = model._blocks[-1]._depthwise_conv.weight  # 1152 filters of 3x3
+    head = model._conv_head.weight  # 1280 filters of 1x1
+    assert depthwise.std().item() == pytest.approx(math.sqrt(2 / 9), rel=0.05)
+    assert head.std().item() == pytest.approx(math.sqrt(2 / 1280), rel=0.05)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2", "resnet18", "vgg11"])
+def test_num_classes_sets_the_width_of_the_output(name: str, layers: str):
+    with torch.device("meta"):
+        logits = create_model(name, layers=layers, num_classes=7)(torch.empty(2, 3, 64, 64))
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_efficientnet_lite_takes_its_padding_from_image_size(layers: str):
+    """Built for 75 pixels, whose half sides are odd, the published network pads differently; so must ours."""
+    ours, theirs = randomized_pair("efficientnet_lite0", layers, image_size=75)
+    x = torch.randn(1, 3, 75, 75, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert relative_error(ours.eval()(x), theirs.eval()(x)) <= TOLERANCE
+
+
+def test_same_padding_puts_the_odd_pixel_behind():
+    assert same_padding(224, kernel=3, stride=2) == (0, 1)
+    assert same_padding(112, kernel=5, stride=2) == (1, 2)
+    assert same_padding(65, kernel=5, stride=2) == (2, 2)
+    assert same_padding(14, kernel=5, stride=1) == (2, 2)
+    assert same_padding(8, kernel=1, stride=2) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("efficientnet-lite0", "name='efficientnet-lite0' is not .* Did you mean efficientnet_lite0"),
+        ("ResNet50", "name='ResNet50' is not .* Did you mean resnet50"),
+        ("VGG16-BN", "name='VGG16-BN' is not .* Did you mean vgg16_bn"),
+        ("gpt", "name='gpt' is not .* There are efficientnet_lite0, .*vgg19_bn"),
+        (None, "name=None is not "),
+        (["vgg11"], "name=\\['vgg11'\\] is not "),
+    ],
+)
+def test_unknown_name_raises_a_sentence_with_close_matches(name: object, said: str):
+    with pytest.raises(ValueError, match=said):
+        create_model(name, layers="torch")
+
+
+def test_unknown_layers_raise_a_sentence():
+    with pytest.raises(ValueError, match="layers='jax' must be 'fastconv' or 'torch'"):
+        create_model("resnet18", layers="jax")
+
+
+def test_unknown_option_raises():
+    with pytest.raises(TypeError, match="num_clases"):
+        create_model("resnet18", layers="torch", num_clases=10)
+
+
+def test_a_name_registers_once():
+    with pytest.raises(ValueError, match="'resnet18' is already registered"):
+        register(model_info("resnet18"))
+
+
+def test_layers_are_looked_up_in_the_given_namespace():
+    """A namespace of marked subclasses marks every convolution and pooling layer of every family."""
+
+    class Marked:
+        """Stands for another layer module: subclasses of torch's with the same signatures."""
+
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
+    for kind in kinds:
+        setattr(Marked, kind.__name__, type(kind.__name__, (kind,), {"marked": True}))
+    for name in NAMES:
+        with torch.device("meta"):
+            model = model_info(name).build(Marked)
+        assert all(hasattr(module, "marked") for module in model.modules() if isinstance(module, kinds))
+
+
+def test_import_needs_torch_alone():
+    """Nothing optional is imported before it is used, and fastconv.nn only when a network asks for it."""
+    optional = (
+        "PIL",
+        "skimage",
+        "safetensors",
+        "torchvision",
+        "timm",
+        "efficientnet_lite_pytorch",
+        "fastconv.nn",
+    )
+    code = f"import sys, fastconv.models; print([name for name in {optional} if name in sys.modules])"
+    root = Path(fastconv.models.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,120 @@
+// Every verb of Vec against its definition, lane by lane, for the instruction set this file is compiled for. Prints one
+// line per violation; exits 1 when there was one.
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <vector>
+
+#include "cpu/simd/vec.h"
+
+using namespace fastconv;
+using namespace fastconv::FASTCONV_ISA;
+
+namespace {
+
+int failures = 0;
+
+template <class A>
+bool same(A a, A b) {
+  return a == b || (a != a && b != b);
+}
+
+template <class A>
+void expect(bool holds, const char* verb, int lane, A got, A wanted) {
+  if (holds) return;
+  ++failures;
+  std::printf("%s lane %d: got %g, wanted %g\n", verb, lane, static_cast<double>(got), static_cast<double>(wanted));
+}
+
+template <class A>
+const std::vector<A>& samples() {
+  constexpr A nan = std::numeric_limits<A>::quiet_NaN(), inf = std::numeric_limits<A>::infinity();
+  static const std::vector<A> values{
+      0,       1,         -1, A(0.5), nan, inf, -inf,  A(3.25), -7, std::numeric_limits<A>::denorm_min(),
+      A(1e30), A(-1e-30), 2,  3,      -4,  5,   A(6.5)};
+  return values;
+}
+
+template <class A, class Vector, class Scalar>
+void binary(const char* verb, Vector vector, Scalar scalar) {
+  using V = Vec<A>;
+  const auto& s = samples<A>();
+  for (size_t shift = 0; shift < s.size(); ++shift) {
+    A a[V::lanes], b[V::lanes], out[V::lanes];
+    for (int i = 0; i < V::lanes; ++i) a[i] = s[i % s.size()], b[i] = s[(i + shift) % s.size()];
+    vector(V::load(a), V::load(b)).store(out);
+    for (int i = 0; i < V::lanes; ++i) expect(same(out[i], scalar(a[i], b[i])), verb, i, out[i], scalar(a[i], b[i]));
+  }
+}
+
+template <class A>
+void arithmetic_verbs() {
+  using V = Vec<A>;
+  binary<A>("+", [](V a, V b) { return a + b; }, [](A a, A b) { return a + b; });
+  binary<A>("-", [](V a, V b) { return a - b; }, [](A a, A b) { return a - b; });
+  binary<A>("*", [](V a, V b) { return a * b; }, [](A a, A b) { return a * b; });
+  binary<A>("/", [](V a, V b) { return a / b; }, [](A a, A b) { return a / b; });
+  binary<A>(
+      "fma", [](V a, V b) { return fma(a, b, V::broadcast(1)); },
+      [](A a, A b) { return this_isa == Isa::scalar ? a * b + 1 : std::fma(a, b, A(1)); });
+  const auto nan_or = [](A a, A b, A chosen) {
+    return a != a || b != b ? std::numeric_limits<A>::quiet_NaN() : chosen;
+  };
+  binary<A>("max", [](V a, V b) { return max(a, b); }, [&](A a, A b) { return nan_or(a, b, a > b ? a : b); });
+  binary<A>("min", [](V a, V b) { return min(a, b); }, [&](A a, A b) { return nan_or(a, b, a < b ? a : b); });
+  binary<A>(
+      "where_positive", [](V a, V b) { return where_positive(a, b, V::broadcast(-2)); },
+      [](A a, A b) { return a > 0 ? b : A(-2); });
+}
+
+// Loads and stores of every length; the elements behind them must stay as they are.
+template <class T>
+void memory_verbs(const char* type) {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
+  const auto& s = samples<A>();
+  for (int count = 0; count <= V::lanes; ++count)
+    for (size_t shift = 0; shift < s.size(); ++shift) {
+      std::vector<T> source(V::lanes + 1), target(V::lanes + 1, narrow<T>(A(-77)));
+      for (int i = 0; i <= V::lanes; ++i) source[i] = narrow<T>(i < count ? s[(i + shift) % s.size()] : A(99));
+      A lanes[V::lanes];
+      const V loaded = load(source.data(), count);
+      loaded.store(lanes);
+      for (int i = 0; i < V::lanes; ++i)
+        expect(same(lanes[i], i < count ? widen(source[i]) : A(0)), type, i, lanes[i], widen(source[i]));
+      store(target.data(), loaded, count);
+      for (int i = 0; i <= V::lanes; ++i) {
+        const A wanted = i < count ? widen(source[i]) : A(-77);
+        expect(same(widen(target[i]), wanted), type, i, widen(target[i]), wanted);
+      }
+    }
+}
+
+// Rounding to the 16-bit types: the vector agrees with the scalar definition for values between representable ones.
+template <class T>
+void rounding(const char* type) {
+  using V = Vec<float>;
+  for (int step = -4000; step < 4000; ++step) {
+    float in[V::lanes];
+    T out[V::lanes];
+    for (int i = 0; i < V::lanes; ++i) in[i] = std::ldexp(1.0f + (step * V::lanes + i) * 1e-5f, step % 30);
+    V::load(in).store(out);
+    for (int i = 0; i < V::lanes; ++i)
+      expect(out[i].bits == narrow<T>(in[i]).bits, type, i, widen(out[i]), widen(narrow<T>(in[i])));
+  }
+}
+
+}  // namespace
+
+int main() {
+  arithmetic_verbs<float>();
+  arithmetic_verbs<double>();
+  memory_verbs<float>("f32");
+  memory_verbs<double>("f64");
+  memory_verbs<bf16>("bf16");
+  memory_verbs<f16>("f16");
+  rounding<bf16>("bf16 rounding");
+  rounding<f16>("f16 rounding");
+  std::printf("%d violations\n", failures);
+  return failures ? 1 : 0;
+}
