@@ -37,9 +37,9 @@ struct Columns {
       A* row = dst + (first * taps() + tap - d0) * width;
       const T* from = source + first * plane;
       const int64_t step = taps() * width;
-      if (w.stride != 1)
+      if (w.stride > 2)
         copy_strided(from, last - first, pieces, found, width, step, row);
-      else if (whole(pieces, found, width))
+      else if (w.stride == 1 && whole(pieces, found, width))
         copy_whole(from + pieces[0].from, last - first, width, step, row);
       else
         copy_pieces(from, last - first, pieces, found, width, step, row);
@@ -105,6 +105,14 @@ struct Columns {
       for (int64_t at = 0; at < width; at += V::lanes) load(from + at).store(row + at);
   }
 
+  // Lanes [first, last) from p[2 · lane].
+  static V load_evens(const T* p, int first, int last) {
+    const int begin = 2 * first, end = 2 * last - 1;
+    const V low = load_between(p, std::min(begin, V::lanes), std::min(end, V::lanes));
+    const V high = load_between(p + V::lanes, std::max(begin - V::lanes, 0), std::max(end - V::lanes, 0));
+    return evens(low, high);
+  }
+
   void copy_pieces(const T* from, int64_t channels, const Piece* pieces, int found, int64_t width, int64_t step,
                    A* row) const {
     for (; channels > 0; --channels, from += plane, row += step) {
@@ -112,7 +120,8 @@ struct Columns {
       for (int64_t at = 0; at < width / V::lanes; ++at) {
         V v = V::zero();
         for (; piece < pieces + found && piece->at == at; ++piece)
-          v = either(v, load_between(from + piece->from, piece->first, piece->last));
+          v = either(v, w.stride == 1 ? load_between(from + piece->from, piece->first, piece->last)
+                                      : load_evens(from + piece->from, piece->first, piece->last));
         v.store(row + at * V::lanes);
       }
     }

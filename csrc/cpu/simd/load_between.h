@@ -1,5 +1,6 @@
 // load_between(p, first, last): lanes [first, last) of a register from p[lane], widened; the other lanes are zero and
-// their memory is not touched. either(a, b) joins registers of which at most one holds something in each lane.
+// their memory is not touched. evens(a, b): every second lane of two registers in a row. either(a, b) joins registers
+// of which at most one holds something in each lane.
 #pragma once
 
 #include "vec.h"
@@ -26,6 +27,13 @@ inline Vec<float> load_between(const f16* p, int first, int last) {
 }
 inline Vec<float> either(Vec<float> a, Vec<float> b) { return {_mm512_or_ps(a.v, b.v)}; }
 inline Vec<double> either(Vec<double> a, Vec<double> b) { return {_mm512_or_pd(a.v, b.v)}; }
+inline Vec<float> evens(Vec<float> a, Vec<float> b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return {_mm512_permutex2var_ps(a.v, even, b.v)};
+}
+inline Vec<double> evens(Vec<double> a, Vec<double> b) {
+  return {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v)};
+}
 
 #else
 
@@ -42,10 +50,24 @@ inline Vec<double> load_between(const double* p, int first, int last) {
 }
 inline Vec<float> either(Vec<float> a, Vec<float> b) { return {_mm256_or_ps(a.v, b.v)}; }
 inline Vec<double> either(Vec<double> a, Vec<double> b) { return {_mm256_or_pd(a.v, b.v)}; }
+inline Vec<float> evens(Vec<float> a, Vec<float> b) {
+  const __m256 halves = _mm256_shuffle_ps(a.v, b.v, 0x88);
+  return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(halves), 0xd8))};
+}
+inline Vec<double> evens(Vec<double> a, Vec<double> b) {
+  return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
+}
 #else
 template <class T>
 Vec<T> either(Vec<T> a, Vec<T> b) {
   return a + b;
+}
+template <class T>
+Vec<T> evens(Vec<T> a, Vec<T> b) {
+  constexpr int half = Vec<T>::lanes / 2;
+  Vec<T> out;
+  for (int i = 0; i < half; ++i) out.v[i] = a.v[2 * i], out.v[half + i] = b.v[2 * i];
+  return out;
 }
 #endif
 
