@@ -11,8 +11,7 @@
 namespace fastconv::FASTCONV_ISA::depthwise {
 
 inline constexpr int64_t line = 16;  // channels that are never split between tasks: one cache line of floats
-inline constexpr int64_t l1_budget = 24 * 1024;     // bytes of source rows kept between output rows, of 32 KiB L1d
-inline constexpr int64_t workspace_alignment = 64;  // bytes: a cache line, so that threads share none
+inline constexpr int64_t l1_budget = 24 * 1024;  // bytes of source rows kept between output rows, of 32 KiB L1d
 
 // A set of output positions along one axis that read the source through the same taps. Position first + step·j, j in
 // [0, count), reads source j·in_step + offset + i·dilation through tap tap + i·tap_step, i in [0, taps), where that
@@ -82,6 +81,7 @@ int64_t gather_nchw_workspace(const Problem& p, int threads);
 void wgrad_nchw(const Problem& p, const Args& args, const Parallel& parallel);
 int64_t wgrad_nchw_workspace(const Problem& p, int threads);
 
+// Of the arithmetic type.
 inline int64_t arithmetic_bytes(Dtype dtype) { return dtype == Dtype::f64 ? sizeof(double) : sizeof(float); }
 
 }  // namespace fastconv::FASTCONV_ISA::depthwise
