@@ -71,66 +71,115 @@ void run_strips(const Taps<A>& k, int64_t count, const Put& put) {
   strips<0>(k, count, put);
 }
 
-struct Buffers {  // of one thread, in elements of the arithmetic type
-  int64_t lanes, out_rows, out_width, residues, residue_width;
+// What every plane has in common, worked out once a thread: where an output row starts, and the taps of a residue.
+struct RowPlan {
+  int64_t x, x_row;  // of the first valid tap row, from tap row to tap row
+  int64_t w, w_row;
+  int64_t rows;
+};
+struct ColumnPlan {
+  int64_t w, w_step, taps, count;
+};
+
+struct Buffers {  // of one thread: offsets in elements of the arithmetic type, of `bytes` bytes
+  int64_t bytes, out_rows, out_width, residues, residue_width;
   PlaneShape plane;
-  Buffers(const Problem& p, int64_t lanes)
-      : lanes(lanes),
+  int64_t taps, row, residue_rows, row_plans, column_plans, offsets, elements;
+  Buffers(const Problem& p, int64_t lanes, int64_t bytes)
+      : bytes(bytes),
         out_rows(p.pass == Pass::dgrad ? p.h.in : p.h.out),
         out_width(p.pass == Pass::dgrad ? p.w.in : p.w.out),
         residues(phases(p.w, p.pass)),
         residue_width(aligned((out_width + residues - 1) / residues, lanes)),
-        plane(p, p.pass, lanes) {}
-  int64_t taps() const { return plane.elements(); }
-  int64_t row(const Problem& p) const { return taps() + aligned(p.taps(), line); }
-  int64_t residue_rows(const Problem& p) const { return row(p) + aligned(out_width, lanes); }
-  int64_t offsets(const Problem& p) const { return aligned(residue_rows(p) + residues * residue_width, line); }
-  // Offsets are 64-bit: two elements of float each.
-  int64_t elements(const Problem& p) const { return aligned(offsets(p) + 2 * residues * p.w.window, line); }
+        plane(p, p.pass, lanes) {
+    int64_t end = 0;
+    const auto take = [&](int64_t count) { return std::exchange(end, aligned(end + count, line)); };
+    take(plane.elements());
+    taps = take(p.taps()), row = take(aligned(out_width, lanes)), residue_rows = take(residues * residue_width);
+    row_plans = take(out_rows * table(sizeof(RowPlan)));
+    column_plans = take(residues * table(sizeof(ColumnPlan)));
+    offsets = take(residues * p.w.window * table(sizeof(int64_t)));
+    elements = end;
+  }
+
+ private:
+  int64_t table(size_t entry) const { return static_cast<int64_t>(entry) / bytes; }
+};
+
+template <class A>
+struct Thread {  // the buffers of one thread, and its tables filled
+  A *plane, *taps, *row, *residue_rows;
+  RowPlan* rows;
+  ColumnPlan* columns;
+  int64_t* offsets;
+
+  Thread(const Problem& p, const Buffers& size, A* base)
+      : plane(base),
+        taps(base + size.taps),
+        row(base + size.row),
+        residue_rows(base + size.residue_rows),
+        rows(reinterpret_cast<RowPlan*>(base + size.row_plans)),
+        columns(reinterpret_cast<ColumnPlan*>(base + size.column_plans)),
+        offsets(reinterpret_cast<int64_t*>(base + size.offsets)) {
+    std::fill_n(plane, size.plane.elements(), A(0));
+    for (int64_t i = 0; i < size.out_rows; ++i) {
+      const Phase h = phase_of(p.h, p.pass, i % phases(p.h, p.pass));
+      const auto [begin, end] = h.clip(i / h.step);
+      const int64_t first = begin < end ? h.source(i / h.step) + begin * h.dilation : 0;
+      rows[i] = {first * size.plane.pitch, h.dilation * size.plane.pitch, (h.tap + begin * h.tap_step) * p.w.window,
+                 h.tap_step * p.w.window, end - begin};
+    }
+    for (int64_t residue = 0; residue < size.residues; ++residue) {
+      const Phase w = phase_of(p.w, p.pass, residue);
+      columns[residue] = {w.tap, w.tap_step, w.taps, w.count};
+      for (int64_t tap = 0; tap < w.taps; ++tap) offsets[residue * p.w.window + tap] = size.plane.at(w, tap);
+    }
+  }
 };
 
 template <class T>
-void run_plane(const Problem& p, const Tail<T>& tail, const Buffers& size, arithmetic<T>* buffer,
-               const int64_t* offsets, int64_t n, int64_t c) {
+void run_plane(const Problem& p, const Tail<T>& tail, bool plain, const Buffers& size,
+               const Thread<arithmetic<T>>& thread, int64_t n, int64_t c) {
   using A = arithmetic<T>;
   constexpr int64_t lanes = Vec<A>::lanes;
-  A *row_buffer = buffer + size.row(p), *residue_rows = buffer + size.residue_rows(p);
-  for (int64_t row = 0; row < size.out_rows; ++row) {
-    const Phase h = phase_of(p.h, p.pass, row % phases(p.h, p.pass));
-    const int64_t j = row / h.step;
-    const auto [tap_begin, tap_end] = h.clip(j);
-    const int64_t first = tap_begin < tap_end ? h.source(j) + tap_begin * h.dilation : 0;
-    for (int64_t residue = 0; residue < size.residues; ++residue) {
-      const Phase w = phase_of(p.w, p.pass, residue);
-      const Taps<A> taps{buffer + first * size.plane.pitch,
-                         h.dilation * size.plane.pitch,
-                         buffer + size.taps() + (h.tap + tap_begin * h.tap_step) * p.w.window + w.tap,
-                         h.tap_step * p.w.window,
-                         w.tap_step,
-                         offsets + residue * p.w.window,
-                         w.taps ? tap_end - tap_begin : 0,
-                         w.taps};
-      if (size.residues == 1)
-        run_strips(taps, w.count, [&](int64_t at, Vec<A> value, int count) {
-          tail.put_pixels(n, c, row * size.out_width + at, value, count);
-        });
+  T* out = tail.out + tail.out_at(n, c, 0);
+  for (int64_t i = 0; i < size.out_rows; ++i, out += size.out_width) {
+    const auto put = [&](int64_t at, Vec<A> value, int count) __attribute__((always_inline)) {
+      if (plain)
+        store(out + at, value, count);
       else
-        run_strips(taps, w.count, [&](int64_t at, Vec<A> value, int) {
-          store(residue_rows + residue * size.residue_width + at, value);
+        tail.put_pixels(n, c, i * size.out_width + at, value, count);
+    };
+    const RowPlan& row = thread.rows[i];
+    for (int64_t residue = 0; residue < size.residues; ++residue) {
+      const ColumnPlan& column = thread.columns[residue];
+      const Taps<A> taps{thread.plane + row.x,
+                         row.x_row,
+                         thread.taps + row.w + column.w,
+                         row.w_row,
+                         column.w_step,
+                         thread.offsets + residue * p.w.window,
+                         row.rows,
+                         column.taps};
+      if (size.residues == 1)
+        run_strips(taps, column.count, put);
+      else
+        run_strips(taps, column.count, [&](int64_t at, Vec<A> value, int) {
+          store(thread.residue_rows + residue * size.residue_width + at, value);
         });
     }
     if (size.residues == 1) continue;
     if (size.residues == 2) {  // apart, so that the compiler interleaves with vectors
-      const A *even = residue_rows, *odd = residue_rows + size.residue_width;
-      for (int64_t i = 0; i < size.out_width / 2; ++i) row_buffer[2 * i] = even[i], row_buffer[2 * i + 1] = odd[i];
-      if (size.out_width % 2) row_buffer[size.out_width - 1] = even[size.out_width / 2];
+      const A *even = thread.residue_rows, *odd = even + size.residue_width;
+      for (int64_t j = 0; j < size.out_width / 2; ++j) thread.row[2 * j] = even[j], thread.row[2 * j + 1] = odd[j];
+      if (size.out_width % 2) thread.row[size.out_width - 1] = even[size.out_width / 2];
     } else {
-      for (int64_t i = 0; i < size.out_width; ++i)
-        row_buffer[i] = residue_rows[i % size.residues * size.residue_width + i / size.residues];
+      for (int64_t j = 0; j < size.out_width; ++j)
+        thread.row[j] = thread.residue_rows[j % size.residues * size.residue_width + j / size.residues];
     }
-    for (int64_t i = 0; i < size.out_width; i += lanes) {
-      const int count = static_cast<int>(std::min(lanes, size.out_width - i));
-      tail.put_pixels(n, c, row * size.out_width + i, load(row_buffer + i, count), count);
+    for (int64_t j = 0; j < size.out_width; j += lanes) {
+      const int count = static_cast<int>(std::min(lanes, size.out_width - j));
+      put(j, load(thread.row + j, count), count);
     }
   }
 }
@@ -138,25 +187,22 @@ void run_plane(const Problem& p, const Tail<T>& tail, const Buffers& size, arith
 template <class T>
 void gather(const Problem& p, const Args& args, const Parallel& parallel) {
   using A = arithmetic<T>;
-  const Buffers size(p, Vec<A>::lanes);
+  const Buffers size(p, Vec<A>::lanes, sizeof(A));
   const Tail<T> tail(p, args);
+  const bool plain = !tail.bias && !tail.residual && tail.activation == Activation::none;
   const T* source = static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x);
   const T* filter = static_cast<const T*>(args.w);
   const int64_t source_plane = size.plane.rows * size.plane.width;
-  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-    A* buffer = static_cast<A*>(args.workspace) + thread * size.elements(p);
-    std::fill_n(buffer, size.plane.elements(), A(0));
-    int64_t* offsets = reinterpret_cast<int64_t*>(buffer + size.offsets(p));
-    for (int64_t residue = 0; residue < size.residues; ++residue) {
-      const Phase w = phase_of(p.w, p.pass, residue);
-      for (int64_t tap = 0; tap < w.taps; ++tap) offsets[residue * p.w.window + tap] = size.plane.at(w, tap);
-    }
+  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int number) {
+    const Thread<A> thread(p, size, static_cast<A*>(args.workspace) + number * size.elements);
     for (int64_t i = begin; i < end; ++i) {
-      size.plane.fill(source + i * source_plane, buffer);
-      const T* from = filter + i % p.c * args.w_stride[0];
-      for (int64_t t = 0; t < p.taps(); ++t)
-        buffer[size.taps() + t] = widen(from[t / p.w.window * args.w_stride[2] + t % p.w.window * args.w_stride[3]]);
-      run_plane(p, tail, size, buffer, offsets, i / p.c, i % p.c);
+      const int64_t c = i % p.c;
+      size.plane.fill(source + i * source_plane, thread.plane);
+      const T* from = filter + c * args.w_stride[0];
+      for (int64_t r = 0; r < p.h.window; ++r)
+        for (int64_t s = 0; s < p.w.window; ++s)
+          thread.taps[r * p.w.window + s] = widen(from[r * args.w_stride[2] + s * args.w_stride[3]]);
+      run_plane(p, tail, plain, size, thread, i / p.c, c);
     }
   });
 }
@@ -167,7 +213,7 @@ int64_t gather_nchw_workspace(const Problem& p, int threads) {
   int64_t bytes = 0;
   with_dtype(p.dtype, [&](auto* t) {
     using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
-    bytes = threads * Buffers(p, Vec<A>::lanes).elements(p) * static_cast<int64_t>(sizeof(A));
+    bytes = threads * Buffers(p, Vec<A>::lanes, sizeof(A)).elements * static_cast<int64_t>(sizeof(A));
   });
   return bytes;
 }
