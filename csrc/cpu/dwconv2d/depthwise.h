@@ -11,8 +11,7 @@
 namespace fastconv::FASTCONV_ISA::depthwise {
 
 inline constexpr int64_t line = 16;  // channels that are never split between tasks: one cache line of floats
-inline constexpr int64_t l1_budget = 24 * 1024;     // bytes of source rows kept between output rows, of 32 KiB L1d
-inline constexpr int64_t workspace_alignment = 64;  // bytes: a cache line, so that threads share none
+inline constexpr int64_t l1_budget = 24 * 1024;  // bytes of source rows kept between output rows, of 32 KiB L1d
 
 // A set of output positions along one axis that read the source through the same taps. Position first + step·j, j in
 // [0, count), reads source j·in_step + offset + i·dilation through tap tap + i·tap_step, i in [0, taps), where that
@@ -52,17 +51,17 @@ inline Phase phase_of(const Axis& axis, Pass pass, int64_t residue) {
 
 inline int64_t aligned(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Channels [begin, end) of the filter as [R·S][pitch] in the arithmetic type.
+// The filter as [C/line][R·S][line] in the arithmetic type: a line of channels never shares a cache set with itself,
+// whatever C, as it would at a pitch of 1024 channels.
 template <class T>
-void pack_filter(const Problem& p, const Args& args, int64_t begin, int64_t end, int64_t pitch, arithmetic<T>* packed) {
-  using A = arithmetic<T>;
-  const T* w = static_cast<const T*>(args.w);
-  for (int64_t c = begin; c < end; ++c) {
-    A* to = packed + c;
+void pack_filter(const Problem& p, const Args& args, arithmetic<T>* packed) {
+  const int64_t pitch = args.w_stride[0];
+  for (int64_t c = 0; c < p.c; c += line)
     for (int64_t r = 0; r < p.h.window; ++r)
-      for (int64_t s = 0; s < p.w.window; ++s, to += pitch)
-        *to = widen(w[c * args.w_stride[0] + r * args.w_stride[2] + s * args.w_stride[3]]);
-  }
+      for (int64_t s = 0; s < p.w.window; ++s, packed += line) {
+        const T* tap = static_cast<const T*>(args.w) + c * pitch + r * args.w_stride[2] + s * args.w_stride[3];
+        for (int64_t i = 0; i < std::min(line, p.c - c); ++i) packed[i] = widen(tap[i * pitch]);
+      }
 }
 
 template <int N, class F>
@@ -82,6 +81,7 @@ int64_t gather_nchw_workspace(const Problem& p, int threads);
 void wgrad_nchw(const Problem& p, const Args& args, const Parallel& parallel);
 int64_t wgrad_nchw_workspace(const Problem& p, int threads);
 
+// Of the arithmetic type.
 inline int64_t arithmetic_bytes(Dtype dtype) { return dtype == Dtype::f64 ? sizeof(double) : sizeof(float); }
 
 }  // namespace fastconv::FASTCONV_ISA::depthwise

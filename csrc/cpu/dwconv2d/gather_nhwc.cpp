@@ -23,7 +23,7 @@ struct Row {
   int64_t x_row, x_pixel;  // elements from tap row to tap row, from column to column
   const A* w;              // the first valid tap row
   int64_t w_row, w_tap;    // elements from tap row to tap row (negative for dgrad), from tap to tap
-  int64_t tap_rows;
+  int64_t tap_rows, all_taps;
   int64_t c_begin, c_end;
   int64_t n, pixel;  // of the first column of the output row
   bool plain;        // nothing but a store at the end
@@ -38,7 +38,7 @@ template <class T, int S, int Stride, int Columns, bool Border>
   const auto outside = [&](int64_t column) { return Border && (column < 0 || column >= k.columns.in); };
   for (int64_t r = 0; r < k.tap_rows; ++r) {
     const T* x = k.x + r * k.x_row + c;
-    const auto* w = k.w + r * k.w_row + c;
+    const auto* w = k.w + r * k.w_row + (c & -line) * k.all_taps + (c & (line - 1));
     if constexpr (S > 0) {  // taps side by side, their number and the stride known
       V taps[S];
       unroll<S>([&](auto s) __attribute__((always_inline)) { taps[s] = load(w + s * k.w_tap, count); });
@@ -130,7 +130,7 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
   const T* source = static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x);
   source += n * shape.source_rows * shape.source_width * shape.channels;
   const bool plain = !tail.bias && !tail.residual && tail.activation == Activation::none;
-  const int64_t tap_row = p.w.window * shape.pitch;
+  const int64_t tap_row = p.w.window * line;
   for (int64_t row = begin; row < end; ++row) {
     const Phase h = phase_of(p.h, p.pass, row % phases(p.h, p.pass));
     const int64_t j = row / h.step;
@@ -139,10 +139,10 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
     const T* x = source + first * shape.source_width * shape.channels;
     for (int64_t residue = 0; residue < phases(p.w, p.pass); ++residue) {
       const Phase w = phase_of(p.w, p.pass, residue);
-      const arithmetic<T>* taps = packed + (h.tap + tap_begin * h.tap_step) * tap_row + w.tap * shape.pitch;
+      const arithmetic<T>* taps = packed + (h.tap + tap_begin * h.tap_step) * tap_row + w.tap * line;
       run_row<T>({tail, w, x, h.dilation * shape.source_width * shape.channels, shape.channels, taps,
-                  h.tap_step * tap_row, w.tap_step * shape.pitch, w.taps ? tap_end - tap_begin : 0, c_begin, c_end, n,
-                  row * shape.width, plain});
+                  h.tap_step * tap_row, w.tap_step * line, w.taps ? tap_end - tap_begin : 0, p.taps(), c_begin, c_end,
+                  n, row * shape.width, plain});
     }
   }
 }
@@ -161,7 +161,7 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
                 pieces = (lines + piece - 1) / piece;
   parallel(rows * pieces, [&](int64_t begin, int64_t end, int thread) {
     A* packed = static_cast<A*>(args.workspace) + thread * shape.packed(p);
-    pack_filter<T>(p, args, 0, shape.channels, shape.pitch, packed);
+    pack_filter<T>(p, args, packed);
     for (int64_t i = begin; i < end;) {
       const int64_t n = i / pieces / shape.rows, row = i / pieces % shape.rows, first = i % pieces;
       const bool whole = first == 0 && i + pieces <= end;
