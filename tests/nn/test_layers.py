@@ -64,6 +64,9 @@ def check(theirs: nn.Module, ours: nn.Module, args: list, kwargs: dict) -> None:
         module.zero_grad()
         if outputs[0].requires_grad:
             outputs[0].backward(dy)
+        if module is theirs and "AdaptiveAvg" in type(theirs).__name__ and outputs[0].shape[2:].numel() == 1:
+            # The gradient of a global average keeps the input's layout, where torch's falls back to contiguous.
+            gradients = [torch.empty_like(i).copy_(g) for i, g in zip(wanted, gradients, strict=True)]
         results.append([*outputs, *gradients, *(parameter.grad for parameter in module.parameters())])
     assert len(results[0]) == len(results[1])
     for mine, reference in zip(results[1], results[0], strict=True):
