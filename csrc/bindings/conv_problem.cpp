@@ -68,9 +68,19 @@ void set_output(Axis& a, const char* axis) {
   a.out = window_output(a, false);
 }
 
-Layout layout_with(const at::Tensor& activation, const at::Tensor& w) {
-  if (activation.scalar_type() == at::kDouble) return Layout::nchw;  // torch keeps float64 results contiguous
-  return layout_of(activation) == Layout::nhwc || layout_of(w) == Layout::nhwc ? Layout::nhwc : Layout::nchw;
+bool suggests_channels_last(const at::Tensor& t) {
+  return t.dim() == 4 && t.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+
+// What suggests_channels_last answers after t.contiguous(channels_last).
+bool suggests_when_dense(const at::Tensor& t) {
+  if (t.is_contiguous(at::MemoryFormat::ChannelsLast)) return suggests_channels_last(t);
+  return t.sym_size(1) != 1 || t.sym_size(2) != 1 || t.sym_size(3) != 1;
+}
+
+void check_filter(const Problem& p, const at::Tensor& w) {
+  TORCH_CHECK(p.k > 0 && w.size(1) > 0, "weight must have at least one input and one output channel, but has shape ",
+              w.sizes(), ".");
 }
 
 void finish(const Problem& p) {
@@ -79,6 +89,11 @@ void finish(const Problem& p) {
 }
 
 }  // namespace
+
+Layout result_layout(const at::Tensor& input, const at::Tensor& w) {
+  if (!suggests_channels_last(input) && !suggests_channels_last(w)) return Layout::nchw;
+  return suggests_when_dense(input) || suggests_when_dense(w) ? Layout::nhwc : Layout::nchw;
+}
 
 Problem fprop_problem(const at::Tensor& x, const at::Tensor& w, const OptionalTensor& bias,
                       const OptionalTensor& residual, const ConvGeometry& geometry) {
@@ -90,6 +105,7 @@ Problem fprop_problem(const at::Tensor& x, const at::Tensor& w, const OptionalTe
   set_geometry(p, geometry);
   p.n = x.size(0), p.c = x.size(1), p.h.in = x.size(2), p.w.in = x.size(3);
   set_filter(p, w.sizes());
+  check_filter(p, w);
   TORCH_CHECK(w.size(1) * p.groups == p.c, "weight of shape ", w.sizes(), " with groups=", p.groups, " takes ",
               w.size(1) * p.groups, " input channels, but input of shape ", x.sizes(), " has ", p.c, ".");
   set_bias(p, bias, x);
@@ -101,7 +117,7 @@ Problem fprop_problem(const at::Tensor& x, const at::Tensor& w, const OptionalTe
                 p.w.out, "].");
     p.epilogue.residual = true;
   }
-  p.layout = layout_with(x, w);
+  p.layout = result_layout(x, w);
   finish(p);
   return p;
 }
@@ -118,6 +134,7 @@ Problem dgrad_problem(const at::Tensor& dy, const at::Tensor& w, const OptionalT
   set_geometry(p, geometry);
   p.n = dy.size(0), p.c = w.size(1) * p.groups, p.h.in = input_size[0], p.w.in = input_size[1];
   set_filter(p, w.sizes());
+  check_filter(p, w);
   TORCH_CHECK(p.k == dy.size(1), "weight of shape ", w.sizes(), " takes ", p.k, " channels, but input of shape ",
               dy.sizes(), " has ", dy.size(1), ".");
   set_bias(p, bias, dy);
@@ -125,7 +142,7 @@ Problem dgrad_problem(const at::Tensor& dy, const at::Tensor& w, const OptionalT
   set_output(p.h, "H"), set_output(p.w, "W");
   TORCH_CHECK(p.h.out == dy.size(2) && p.w.out == dy.size(3), "A convolution of a ", p.h.in, "x", p.w.in,
               " input gives ", p.h.out, "x", p.w.out, ", but the gradient has shape ", dy.sizes(), ".");
-  p.layout = layout_with(dy, w);
+  p.layout = result_layout(dy, w);
   finish(p);
   return p;
 }
@@ -146,7 +163,7 @@ Problem wgrad_problem(const at::Tensor& dy, const at::Tensor& x, at::IntArrayRef
   set_output(p.h, "H"), set_output(p.w, "W");
   TORCH_CHECK(p.n == dy.size(0) && p.h.out == dy.size(2) && p.w.out == dy.size(3), "A convolution of input ", x.sizes(),
               " gives ", p.h.out, "x", p.w.out, ", but the gradient has shape ", dy.sizes(), ".");
-  p.layout = layout_with(x, dy);
+  p.layout = suggests_channels_last(x) || suggests_channels_last(dy) ? Layout::nhwc : Layout::nchw;
   finish(p);
   return p;
 }

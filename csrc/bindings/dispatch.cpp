@@ -86,6 +86,35 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_;
 };
 
+// A call's workspace. Fresh pages cost as much as the kernel of a small map, so each thread keeps its last workspace
+// unless it is large.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes == 0) return;
+    if (bytes > most_kept) {
+      own_ = c10::GetCPUAllocator()->allocate(bytes);
+      data_ = own_.get();
+      return;
+    }
+    thread_local at::DataPtr kept;
+    thread_local size_t kept_bytes = 0;
+    if (kept_bytes < bytes) {
+      kept_bytes = 0;
+      kept.clear();
+      kept = c10::GetCPUAllocator()->allocate(bytes);
+      kept_bytes = bytes;
+    }
+    data_ = kept.get();
+  }
+  void* get() const { return data_; }
+
+ private:
+  static constexpr size_t most_kept = size_t{64} << 20;
+  at::DataPtr own_;
+  void* data_ = nullptr;
+};
+
 const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
 at::Tensor allocate(const Problem& p, const Operands& o) {
@@ -104,6 +133,17 @@ at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& 
   };
   put("x", o.x), put("w", o.w), put("y", o.y), put("bias", o.bias), put("residual", o.residual), put("index", o.index);
   return plan.kernel.attr("run")(py::cast(problem), **tensors).cast<at::Tensor>();
+}
+
+// PyTorch's operators choose the strides of their results themselves; ours were promised beforehand.
+at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Operands& o) {
+  std::vector<int64_t> strides = c10::get_channels_last_strides_2d(result.sizes());
+  if (p.pass == Pass::wgrad && p.is_conv())
+    strides = o.w_strides.vec();
+  else if (p.layout == Layout::nchw)
+    strides.assign({result.size(1) * result.size(2) * result.size(3), result.size(2) * result.size(3), result.size(3), 1});
+  if (result.strides() == at::IntArrayRef(strides)) return result;
+  return at::empty_strided(result.sizes(), strides, result.options()).copy_(result);
 }
 
 }  // namespace
@@ -150,11 +190,8 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;
   if (problem.is_conv())
     for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
-  at::DataPtr workspace;
-  if (const int64_t bytes = kernel.body.workspace(problem, parallel.threads()); bytes > 0) {
-    workspace = c10::GetCPUAllocator()->allocate(static_cast<size_t>(bytes));
-    args.workspace = workspace.get();
-  }
+  Workspace workspace(static_cast<size_t>(kernel.body.workspace(problem, parallel.threads())));
+  args.workspace = workspace.get();
   kernel.body.run(problem, args, parallel);
 }
 
@@ -162,7 +199,7 @@ at::Tensor execute(const Problem& problem, Operands operands) {
   const at::Tensor& like = operands.x.defined() ? operands.x : operands.y;
   const auto plan = plan_for(problem, like.device().type());
   const Stopwatch stopwatch(*plan, problem);
-  if (!plan->native) return run_python(*plan, problem, operands);
+  if (!plan->native) return with_promised_strides(run_python(*plan, problem, operands), problem, operands);
   if (!operands.out.defined()) operands.out = allocate(problem, operands);
   if (operands.out.numel() > 0) run_native(*plan->native, problem, operands, TorchParallel());
   return std::move(operands.out);

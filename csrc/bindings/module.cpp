@@ -3,7 +3,11 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <numeric>
+
+#include "conv_python.h"
 #include "core/cpu_features.h"
+#include "cpu/roofline.h"
 #include "cpu/table.h"
 #include "dispatch.h"
 #include "parallel.h"
@@ -155,6 +159,20 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
     run_native(kernel, problem, o, TorchParallel());
 }
 
+// Multiply-adds on every thread of torch's pool at once; how many FLOPs that were.
+double fma_burst(const std::string& isa, bool wide, int64_t rounds) {
+  const auto chosen = Isa_from(isa);
+  if (!chosen) throw std::invalid_argument("There is no instruction set named '" + isa + "'.");
+  multiply_add_burst(*chosen, wide, 1);  // an exception must not start inside the pool
+  py::gil_scoped_release release;
+  const TorchParallel parallel;
+  std::vector<double> flops(static_cast<size_t>(parallel.threads()));
+  parallel(parallel.threads(), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) flops[static_cast<size_t>(i)] = multiply_add_burst(*chosen, wide, rounds);
+  });
+  return std::accumulate(flops.begin(), flops.end(), 0.0);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -176,6 +194,8 @@ PYBIND11_MODULE(_C, m) {
     const auto found = Isa_from(isa);
     return found && cpu_supports(*found);
   });
+  add_conv_functions(m);
+  m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
 }
 

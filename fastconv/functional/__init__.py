@@ -1,11 +1,20 @@
 """torch.nn.functional's convolutions and pools on fastconv's kernels: same names, argument order, defaults, results.
 
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
+3-D convolutions are torch's own functions.
 """
 
 import torch.fx
 
-from fastconv.functional.conv import conv2d
+from fastconv.functional.conv import (
+    conv1d,
+    conv2d,
+    conv2d_act,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from fastconv.functional.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -25,7 +34,13 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool1d",
     "avg_pool2d",
+    "conv1d",
     "conv2d",
+    "conv2d_act",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "max_pool1d",
     "max_pool2d",
     "max_unpool2d",

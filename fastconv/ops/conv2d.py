@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import dispatch as dispatch  # installs the planner the operators ask
@@ -16,12 +17,25 @@ def output_size(size: int, window: int, stride: int, padding: int, dilation: int
     return (size + padding - dilation * (window - 1) - 1) // stride + 1
 
 
-def _format(a: Tensor, b: Tensor) -> torch.memory_format:
-    """The layout of the result: channels_last when either operand is, except in float64, as torch decides it."""
-    for tensor in (a, b):
-        if tensor.dtype != torch.float64 and torch._prims_common.suggest_memory_format(tensor) == torch.channels_last:
-            return torch.channels_last
-    return torch.contiguous_format
+def _suggests(t: Tensor) -> bool:
+    return suggest_memory_format(t) == torch.channels_last
+
+
+def _suggests_when_dense(t: Tensor) -> bool:
+    if t.is_contiguous(memory_format=torch.channels_last):
+        return _suggests(t)
+    return any(size != 1 for size in t.shape[1:])
+
+
+def _channels_last(x: Tensor, weight: Tensor) -> bool:
+    """torch's rule for the layout of a result, as ``result_layout`` in csrc/bindings/conv_problem.cpp states it."""
+    if not _suggests(x) and not _suggests(weight):
+        return False
+    return _suggests_when_dense(x) or _suggests_when_dense(weight)
+
+
+def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    return like.new_empty(shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _fprop_shape(x, weight, stride, padding, dilation) -> list[int]:
@@ -33,25 +47,28 @@ def _fprop_shape(x, weight, stride, padding, dilation) -> list[int]:
 
 
 @torch.library.register_fake("fastconv::conv2d")
-def _(x, weight, bias, stride, padding, dilation, groups):
-    return x.new_empty(_fprop_shape(x, weight, stride, padding, dilation)).to(memory_format=_format(x, weight))
+def _(x, weight, bias, stride, padding, dilation, groups, channels_last=None):
+    if channels_last is None:
+        channels_last = _channels_last(x, weight)
+    return _empty(x, _fprop_shape(x, weight, stride, padding, dilation), channels_last)
 
 
 @torch.library.register_fake("fastconv::conv2d_act")
 def _(x, weight, bias, residual, stride, padding, dilation, groups, activation, alpha):
-    return x.new_empty(_fprop_shape(x, weight, stride, padding, dilation)).to(memory_format=_format(x, weight))
+    shape = _fprop_shape(x, weight, stride, padding, dilation)
+    return _empty(x, shape, _channels_last(x, weight))
 
 
 @torch.library.register_fake("fastconv::conv2d_dgrad")
-def _(dy, weight, bias, input_size, stride, padding, dilation, groups):
-    shape = [dy.shape[0], weight.shape[1] * groups, *input_size]
-    return dy.new_empty(shape).to(memory_format=_format(dy, weight))
+def _(dy, weight, bias, input_size, stride, padding, dilation, groups, channels_last=None):
+    if channels_last is None:
+        channels_last = _channels_last(dy, weight)
+    return _empty(dy, [dy.shape[0], weight.shape[1] * groups, *input_size], channels_last)
 
 
 @torch.library.register_fake("fastconv::conv2d_wgrad")
 def _(dy, x, kernel_size, stride, padding, dilation, groups, channels_last):
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    return dy.new_empty([dy.shape[1], x.shape[1] // groups, *kernel_size]).to(memory_format=format)
+    return _empty(dy, [dy.shape[1], x.shape[1] // groups, *kernel_size], channels_last)
 
 
 def _flops(y_shape: Sequence[int], channels_per_group: int, window: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,8 +28,15 @@ def trace() -> Iterator[list[Call]]:
     >>> calls[0].kernel
     """
     calls: list[Call] = []
-    C.set_trace(lambda problem, kernel, seconds: calls.append(Call(problem, kernel, seconds)))
-    try:
+    with report(calls.append):
         yield calls
+
+
+@contextmanager
+def report(sink: Callable[[Call], object]) -> Iterator[None]:
+    """Hands every call to ``sink`` as it finishes, while the block runs."""
+    C.set_trace(lambda problem, kernel, seconds: sink(Call(problem, kernel, seconds)))
+    try:
+        yield
     finally:
         C.set_trace(None)

@@ -32,8 +32,20 @@ def load(name_or_path: str) -> Counter[Problem]:
         if not words:
             continue
         try:
-            count = int(words[0].removesuffix("x")) if len(words) == 2 else 1
-            problems[Problem(words[-1])] += count
+            problems[Problem(words[-1])] += _multiplicity(words[:-1])
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return problems
+
+
+def _multiplicity(words: list[str]) -> int:
+    if not words:
+        return 1
+    if len(words) > 1 or not words[0].removesuffix("x").isdecimal():
+        raise ValueError(f"a line is [COUNTx ]PROBLEM, but before the problem stands {' '.join(words)!r}.")
+    return int(words[0].removesuffix("x"))
+
+
+def dump(problems: Counter[Problem]) -> str:
+    """The lines :func:`load` reads back, in the counter's order."""
+    return "".join(f"{f'{count}x ' if count != 1 else ''}{problem}\n" for problem, count in problems.items())

@@ -31,10 +31,14 @@ struct Tile {
   int64_t out_offset;        // added to every out pointer
   const A* const* residual;  // [pixel], at the same channels (residual_offset), or null
   int64_t residual_offset;
+  const char* ahead;  // what a later tile reads: one piece of ahead_lines cache lines per tap is brought into L2
+  int64_t ahead_lines;
   bool clamped;  // the activation is a clamp to [low, high]
   A low, high;
   int last;  // lanes of the last vector that exist
 };
+
+inline constexpr int64_t cache_line = 64;  // bytes
 
 template <class A>
 using TileFunction = void (*)(const Tile<A>&);
@@ -55,13 +59,22 @@ void multiply_tile(const Tile<A>& t) {
     unrolled<M>([&](auto i) __attribute__((always_inline)) { acc[i][v] = start; });
   });
 
+  // The stores come in one burst: their lines are fetched while the sums are still running.
+  unrolled<M>([&](auto i) __attribute__((always_inline)) {
+    const A* out = t.out[i] + t.out_offset;
+    __builtin_prefetch(out, 1);
+    if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
+  });
+
   const A* weights = t.weights;
   const A* const* rows = t.rows;
-  const int64_t run = t.run;
+  const int64_t end = t.offset + t.run;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
+    for (int64_t line = 0; line < t.ahead_lines; ++line)
+      __builtin_prefetch(t.ahead + (tap * t.ahead_lines + line) * cache_line, 0, 2);
     const A* pixel[M];
-    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i] + t.offset; });
-    for (int64_t c = 0; c < run; ++c, weights += V * lanes) {
+    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
+    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
       Vec<A> w[V];
       unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
       unrolled<M>([&](auto i) __attribute__((always_inline)) {

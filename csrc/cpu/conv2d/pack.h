@@ -1,10 +1,9 @@
-// Packs a filter, whatever its strides, into the panels the register tile reads: [tap][depth][width] for `width`
+// Packs a filter, whatever its strides, into the panels the register tile reads: [slot][depth][width] for `width`
 // consecutive columns (output channels of the pass), zeros where columns end. 16-bit weights widen to float on the way.
 // Blocks are transposed in registers when the filter runs along depth (KRSC, 1x1) or along its taps (KCRS), and copied
 // when it runs along the columns; a scalar loop takes the rest.
 #pragma once
 
-#include "phase.h"
 #include "simd/vec.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -20,9 +19,9 @@ struct Filter {
   bool taps_are_dense() const { return (window_w == 1 || tap_w == 1) && (window_h == 1 || tap_h == window_w * tap_w); }
 };
 
-// `columns` <= width columns and all taps of the phase.
+// `columns` <= width columns; tap r·S + s goes to slot[r·S + s].
 template <class T>
-void pack_panel(const Filter<T>& filter, const Phase& phase, int64_t depth, int64_t columns, int64_t width,
+void pack_panel(const Filter<T>& filter, const int64_t* slot, int64_t depth, int64_t columns, int64_t width,
                 arithmetic<T>* out);
 
 }  // namespace fastconv::FASTCONV_ISA

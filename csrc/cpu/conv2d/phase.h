@@ -21,6 +21,7 @@ struct AxisPhase {
 
 struct Phase {
   AxisPhase h, w;
+  int64_t first_slot = 0;  // its taps are packed from here on, row by row
   int64_t taps() const { return h.taps * w.taps; }
   int64_t grid() const { return h.grid * w.grid; }
 };

@@ -26,6 +26,11 @@ struct Walk {
   // Outputs [first, last) of [begin, end) read inside the source through tap t.
   void inside(int64_t t, int64_t begin, int64_t end, int64_t& first, int64_t& last) const {
     const int64_t shift = offset + offset_step * t;
+    if (stride == 1) {  // the common case, without a division
+      first = std::max(begin, -shift);
+      last = std::max(first, std::min(end, size - shift));
+      return;
+    }
     first = shift >= 0 ? begin : std::max(begin, (-shift + stride - 1) / stride);
     last = shift >= size ? first : std::min(end, (size - 1 - shift) / stride + 1);
     if (last < first) last = first;

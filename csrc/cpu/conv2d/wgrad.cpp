@@ -4,11 +4,15 @@
 // pixel's channels lie side by side in channels_last, so packing is copying registers.
 //
 //   wgrad_igemm    channels_last, read in place
-//   wgrad_im2col   planes: x and dy are transposed to channels_last first, squares of 8x8 in registers
+//   wgrad_im2col   planes: transposed while packing, squares of 8x8 in registers; x only once, before, where several
+//                  taps read it
 //
 // Long sums are cut into chunks of pixels. Chunks, and so the order of every sum, depend on the problem alone: partial
 // results go to the workspace and are added in order. Bytes moved: x and dy once a block of 512 columns or 256 filters.
-// Loses to direct and depthwise kernels where a group has few channels: a tile of 14 x 32 is then mostly empty.
+// Measured (Zen 4, one of 2 cores, AVX-512, f32, batch 1, 2026-11-22), channels_last / planes: 3x3 64@56 102 / 96,
+// 256@56 103 / 100, 512@7 65 / 62, 1x1 256->64@56 112 / 90, 7x7 stem 88 / 82 GFLOP/s; PyTorch's better layout on the
+// same layers 108, 106, 18, 95, 93.
+// Loses to depthwise kernels where a group has few channels: a tile of 14 x 32 is then mostly empty.
 #include "simd/transpose.h"
 #include "wgrad_pack.h"
 
@@ -23,6 +27,8 @@ constexpr int64_t least_filters = 64;  // below these, tasks are not cut for mor
 constexpr int64_t least_columns = 128;
 constexpr int64_t wanted_tasks = 16;  // of a problem, whatever the thread count
 constexpr int64_t least_chunk = 512;  // pixels: below, adding partial sums costs more than 5 %
+constexpr int64_t few_columns = 128;  // dy is read in place: packing it would not pay
+constexpr int64_t few_filters = 64;   // and so for x
 constexpr int64_t alignment = 64;
 
 int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
@@ -35,8 +41,9 @@ struct Cut {
   int64_t column_block, column_blocks;  // a whole number of column panels
   int64_t depth_block;
   int64_t tiles, sums;  // blocks of all groups; elements of one block of sums
-  bool planes;          // NCHW: transposed first
-  int64_t x_bytes, dy_bytes, sum_bytes, thread_bytes;
+  bool planes;          // NCHW
+  bool flat;            // output pixel f reads input pixel f and no other
+  int64_t x_bytes, sum_bytes, thread_bytes;
 
   template <class A>
   static Cut of(const Problem& p) {
@@ -61,8 +68,9 @@ struct Cut {
     c.tiles = p.groups * c.filter_blocks * c.column_blocks;
     c.sums = std::min(c.filter_block, c.filters) * c.column_block;
     c.planes = p.layout == Layout::nchw;
-    c.x_bytes = c.planes ? align(p.x_elements() * int64_t{sizeof(A)}) : 0;
-    c.dy_bytes = c.planes ? align(p.y_elements() * int64_t{sizeof(A)}) : 0;
+    c.flat = p.taps() == 1 && p.h.stride == 1 && p.w.stride == 1 && p.h.pad_lo == 0 && p.w.pad_lo == 0 &&
+             p.h.out == p.h.in && p.w.out == p.w.in;
+    c.x_bytes = c.planes && !c.flat ? align(p.x_elements() * int64_t{sizeof(A)}) : 0;
     c.sum_bytes = c.chunks > 1 ? align(c.chunks * c.tiles * c.sums * int64_t{sizeof(A)}) : 0;
     const int64_t packed = c.depth_block * (c.filter_block + wide);
     c.thread_bytes = align((packed + (c.chunks > 1 ? 0 : c.sums)) * int64_t{sizeof(A)});
@@ -70,8 +78,7 @@ struct Cut {
   }
 };
 
-// S: how x and dy are stored where the product reads them; T: how dw is.
-template <class S, class T>
+template <class T>
 struct Product {
   using A = arithmetic<T>;
   static constexpr int64_t wide = Tile<A>::columns;
@@ -79,8 +86,9 @@ struct Product {
   const Problem& p;
   const Args& args;
   const Cut& cut;
-  const S* x;
-  const S* dy;
+  const T* x;
+  const T* dy;
+  const A* pixels;  // x in channels_last, where it was transposed first
   A* sums;
   char* scratch;
 
@@ -98,21 +106,59 @@ struct Product {
   void accumulate(const Block& b, int64_t chunk, A* left, A* right, A* out) const {
     const int64_t first = chunk * cut.chunk, last = std::min(first + cut.chunk, cut.pixels);
     const int64_t height = RowPanels<A>(cut.filters).height;
-    const Taps<S> taps(p, x + b.group * p.channels_per_group());
     if (first >= last) std::fill(out, out + cut.sums, A(0));
     for (int64_t f = first; f < last; f += cut.depth_block) {
       const int64_t deep = std::min(cut.depth_block, last - f);
-      pack_gradients(dy, p.k, b.group * cut.filters + b.k, b.filters, height, f, deep, left);
+      const Side rows = gradients(b, height, f, deep, left);
       for (int64_t j = 0; j < b.columns; j += wide) {
         const int64_t wanted = std::min(wide, b.columns - j), width = round_up(wanted, Vec<A>::lanes);
-        taps.pack(b.j + j, wanted, width, f, deep, right);
+        const Side columns = taps(b, j, wanted, width, f, deep, right);
         for (int64_t row = 0; row < b.filters; row += height) {
           const int64_t high = std::min(height, b.filters - row);
-          tile_for<A>(high, width / Vec<A>::lanes)(deep, left + row * deep, high, right, width,
+          tile_for<A>(high, width / Vec<A>::lanes)(deep, rows.data + (rows.step ? row : row * deep),
+                                                   rows.step ? rows.step : high, columns.data, columns.step,
                                                    out + row * cut.column_block + j, cut.column_block, f > first);
         }
       }
     }
+  }
+
+  struct Side {  // of the tile: where it starts, and elements from one pixel to the next (0: packed panels of rows)
+    const A* data;
+    int64_t step;
+  };
+
+  Side gradients(const Block& b, int64_t height, int64_t f, int64_t deep, A* packed) const {
+    const int64_t k = b.group * cut.filters + b.k;
+    if (cut.planes) {
+      for (int64_t row = 0; row < b.filters; row += height) {
+        const int64_t high = std::min(height, b.filters - row);
+        pack_planes(dy + (k + row) * p.out_pixels(), p.k * p.out_pixels(), p.out_pixels(), high, f, deep,
+                    packed + row * deep, high);
+      }
+      return {packed, 0};
+    }
+    if constexpr (std::is_same_v<T, A>)
+      if (b.columns <= few_columns) return {dy + f * p.k + k, p.k};
+    pack_gradients(dy + f * p.k + k, p.k, b.filters, height, deep, packed);
+    return {packed, 0};
+  }
+
+  Side taps(const Block& b, int64_t j, int64_t wanted, int64_t width, int64_t f, int64_t deep, A* packed) const {
+    const int64_t c = b.group * p.channels_per_group();
+    if constexpr (std::is_same_v<T, A>)
+      if (cut.flat && !cut.planes && wanted == width && b.filters <= few_filters)
+        return {x + f * p.c + c + b.j + j, p.c};
+    if (wanted < width)
+      for (int64_t i = 1; i <= deep; ++i) Vec<A>::zero().store(packed + i * width - Vec<A>::lanes);
+    if (pixels)
+      Taps<A>(p, pixels + c).pack(b.j + j, wanted, width, f, deep, packed);
+    else if (cut.planes)
+      pack_planes(x + (c + b.j + j) * p.in_pixels(), p.c * p.in_pixels(), p.in_pixels(), wanted, f, deep, packed,
+                  width);
+    else
+      Taps<T>(p, x + c).pack(b.j + j, wanted, width, f, deep, packed);
+    return {packed, width};
   }
 
   // One filter's share of a finished block to dw, from the order (r, s, c) to the strides of dw.
@@ -185,14 +231,14 @@ void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
   using A = arithmetic<T>;
   const Cut cut = Cut::of<A>(p);
   char* memory = static_cast<char*>(args.workspace);
-  A* sums = reinterpret_cast<A*>(memory + cut.x_bytes + cut.dy_bytes);
-  char* scratch = memory + cut.x_bytes + cut.dy_bytes + cut.sum_bytes;
+  A* sums = reinterpret_cast<A*>(memory + cut.x_bytes);
   const T *x = static_cast<const T*>(args.x), *dy = static_cast<const T*>(args.y);
-  if (!cut.planes) return Product<T, T>{p, args, cut, x, dy, sums, scratch}.run(parallel);
-  A *pixels = reinterpret_cast<A*>(memory), *gradients = reinterpret_cast<A*>(memory + cut.x_bytes);
-  to_channels_last(x, pixels, p.n, p.c, p.in_pixels(), parallel);
-  to_channels_last(dy, gradients, p.n, p.k, p.out_pixels(), parallel);
-  Product<A, T>{p, args, cut, pixels, gradients, sums, scratch}.run(parallel);
+  A* pixels = nullptr;
+  if (cut.planes && !cut.flat) {
+    pixels = reinterpret_cast<A*>(memory);
+    to_channels_last(x, pixels, p.n, p.c, p.in_pixels(), parallel);
+  }
+  Product<T>{p, args, cut, x, dy, pixels, sums, memory + cut.x_bytes + cut.sum_bytes}.run(parallel);
 }
 
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
@@ -203,7 +249,7 @@ int64_t workspace(const Problem& p, int threads) {
   int64_t bytes = 0;
   with_dtype(p.dtype, [&](auto* t) {
     const Cut cut = Cut::of<arithmetic<std::remove_pointer_t<decltype(t)>>>(p);
-    bytes = cut.x_bytes + cut.dy_bytes + cut.sum_bytes + threads * cut.thread_bytes;
+    bytes = cut.x_bytes + cut.sum_bytes + threads * cut.thread_bytes;
   });
   return bytes;
 }

@@ -1,0 +1,49 @@
+"""Every kernel of the list on a small corpus, next to PyTorch in both layouts: ``pytest benchmarks/bench_kernels.py``.
+
+``-k igemm`` or ``-k n1c64h56w56`` picks; ``--benchmark-json FILE`` keeps the figures. Rows of one problem stand
+together. pytest-benchmark runs one row after the other; where a ratio matters, ``fastconv bench PROBLEM`` takes turns.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from fastconv.testing import bench, corpus, oracle
+
+PASSES = ("fprop", "dgrad", "wgrad")
+SECONDS = 0.2
+
+
+def cases():
+    for base in corpus.load("quick"):
+        for pass_ in PASSES if base.is_conv else PASSES[:2]:
+            problem = base.replace(pass_=pass_)
+            for entrant in bench.entrants(problem)[0]:
+                yield pytest.param(problem, entrant, id=f"{problem}-{entrant.kernel.name}-{entrant.problem.layout}")
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """One oracle a problem: the float64 result costs more than most kernels' timing."""
+    known = {}
+
+    def answer(problem):
+        if problem not in known:
+            known.clear()
+            known[problem] = oracle.ask(problem)
+        return known[problem]
+
+    return answer
+
+
+@pytest.mark.benchmark(max_time=SECONDS, warmup=True)
+@pytest.mark.parametrize(("problem", "entrant"), list(cases()))
+def bench_kernel(benchmark, answers, problem, entrant):
+    exact = answers(problem)
+    [tensors] = bench.operand_sets(exact.tensors, entrant.problem, cold=False)
+    call = entrant.call(tensors)
+    wrong = exact.verdict(bench.result_of(call()), entrant.kernel.name)
+    assert wrong is None, wrong  # no timing of a wrong result
+    benchmark.group = str(problem)
+    benchmark.extra_info |= {"flops": problem.flops, "bytes": problem.bytes}
+    benchmark(call)

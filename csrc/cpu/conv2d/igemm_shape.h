@@ -1,0 +1,140 @@
+// What igemm.cpp derives from a problem before it runs: the sizes of strips and panels, and the layout of the
+// workspace.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <type_traits>
+
+#include "core/machine.h"
+#include "core/problem.h"
+#include "microkernel.h"
+
+namespace fastconv::FASTCONV_ISA::igemm {
+
+inline constexpr int64_t narrow_channels = 4;  // up to here a filter row is merged into one run
+inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
+inline constexpr int64_t l1_ways = 8;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Hands out consecutive, aligned pieces of the workspace; from a null base it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class U>
+  U* take(int64_t count) {
+    char* piece = base_ ? base_ + used_ : nullptr;
+    used_ += round_up(count * static_cast<int64_t>(sizeof(U)), cache_line);
+    return reinterpret_cast<U*>(piece);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Everything about a problem that does not depend on the phase.
+template <class T>
+struct Shape {
+  using A = arithmetic<T>;
+  static constexpr int lanes = Vec<A>::lanes;
+
+  int64_t channels, depth;  // of the source, and of one group of it
+  int64_t columns;          // written channels of one group
+  int64_t filter_taps;
+  bool merged;            // a filter row is one run of S·C elements
+  int64_t copy_w;         // columns of the row-padded copy; 0: the source is read in place
+  int64_t run;            // elements of one tap of the table
+  int64_t table_taps;     // at most
+  int vectors, strip;     // panel width in vectors, most pixels of a strip
+  int64_t width, panels;  // panel width in channels, panels of one group
+  bool staged;
+  int64_t stage_stride;
+  int64_t panel_size;    // elements of a packed panel, at most
+  int64_t group_panels;  // panels that half of L2 holds
+
+  explicit Shape(const Problem& p) {
+    const bool dgrad = p.pass == Pass::dgrad;
+    channels = dgrad ? p.k : p.c;
+    depth = channels / p.groups;
+    columns = p.written_channels() / p.groups;
+    filter_taps = p.taps();
+    const bool mergeable = !dgrad && p.groups == 1 && p.w.window > 1 && p.w.dilation == 1;
+    const bool padded = p.w.pad_lo > 0 || (p.w.out - 1) * p.w.stride - p.w.pad_lo + p.w.window > p.w.in;
+    merged = mergeable && (!padded || channels <= narrow_channels);
+    copy_w = merged && padded ? (p.w.out - 1) * p.w.stride + p.w.window : 0;
+    run = merged ? p.w.window * depth : depth;
+    table_taps = merged ? p.h.window : filter_taps;
+    vectors = columns <= lanes ? 1 : tile_vectors;
+    strip = vectors == 1 ? max_tile_rows : tile_rows;
+    width = vectors * lanes;
+    panels = ceil_div(columns, width);
+    const int64_t step = dgrad ? 1 : p.w.stride;
+    const int64_t apart = step * channels * static_cast<int64_t>(sizeof(A));  // bytes between neighbouring rows
+    const bool conflict = table_taps == 1 && strip * std::gcd(apart, l1_set_bytes) > l1_ways / 2 * l1_set_bytes;
+    staged = (!std::is_same_v<T, A> && !copy_w) || conflict;
+    stage_stride = run + cache_line / static_cast<int64_t>(sizeof(A));
+    panel_size = filter_taps * depth * width;
+    const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
+    const int64_t held = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
+    group_panels = ceil_div(p.groups * panels, ceil_div(p.groups * panels, held));  // groups of equal size
+  }
+};
+
+template <class T>
+struct Private {  // one thread's share of the workspace
+  using A = arithmetic<T>;
+  const void** rows;  // [tap][pixel]: of T, or of A in a copied source
+  const A** staged;   // the same rows in the stage
+  int64_t* pixel;     // [pixel] flat index of the written pixel
+  A** out;
+  const A** residual;
+  A* tile;   // [pixel][width]: sums on their way through the Tail
+  A* stage;  // [tap][pixel][stage_stride]
+  A* packed;
+
+  Private(Arena& arena, const Shape<T>& s)
+      : rows(arena.take<const void*>(s.table_taps * s.strip)),
+        staged(arena.take<const A*>(s.staged ? s.table_taps * s.strip : 0)),
+        pixel(arena.take<int64_t>(s.strip)),
+        out(arena.take<A*>(s.strip)),
+        residual(arena.take<const A*>(s.strip)),
+        tile(arena.take<A>(s.strip * s.width)),
+        stage(arena.take<A>(s.staged ? s.table_taps * s.strip * s.stage_stride : 0)),
+        packed(arena.take<A>(s.group_panels * s.panel_size)) {}
+};
+
+template <class T>
+struct Work {
+  using A = arithmetic<T>;
+  A* zeros;  // stands for every pixel of the padding
+  A* start;  // bias padded to whole panels
+  A* packed;
+  A* copy;
+  int64_t* slot;  // of each tap in a packed panel: the taps of one phase lie together
+  char* threads;
+  int64_t thread_bytes;
+
+  Work(Arena& arena, const Problem& p, const Shape<T>& s, int thread_count) {
+    zeros = arena.take<A>(std::max(s.channels, s.run));
+    start = arena.take<A>(p.groups * s.panels * s.width);
+    packed = arena.take<A>(p.groups * s.panels * s.panel_size);
+    copy = arena.take<A>(s.copy_w ? p.n * p.h.in * s.copy_w * p.c : 0);
+    slot = arena.take<int64_t>(s.filter_taps);
+    Arena one(nullptr);
+    Private<T>(one, s);
+    thread_bytes = one.used();
+    threads = arena.take<char>(thread_count * thread_bytes);
+  }
+};
+
+template <class S>
+struct Source {
+  const S* base;
+  int64_t image, row, pixel;  // strides in elements
+};
+
+}  // namespace fastconv::FASTCONV_ISA::igemm

@@ -1,0 +1,108 @@
+"""The limits of this machine, measured in the run that uses them: multiply-adds in registers, and a large copy.
+
+No kernel can be faster than ``max(FLOPs / peak, bytes / bandwidth)``: every operand read once, the result written
+once, all arithmetic at full rate. Winograd needs fewer multiplications than the count says and may pass 100 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from time import perf_counter
+
+import torch
+
+from fastconv._native import C
+from fastconv.problem import Problem
+from fastconv.profiling import machine
+
+TRIES = 15  # the best of many: a ceiling must not suffer from what else the machine does
+BURST_SECONDS = 0.01
+COPY_SECONDS = 0.02
+# Footprints (source + destination) of the copies, besides one of four times the last cache.
+CACHED_FOOTPRINTS = tuple(1 << shift for shift in (17, 19, 21, 23))
+BEYOND_CACHE = 4
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s by precision ("f32" also stands for f16 and bf16, which are summed in f32) and copy rates.
+
+    copies: (footprint in bytes, bytes read and written a second), by rising footprint; the last is far larger than
+    the last cache.
+    """
+
+    flops: dict[str, float]
+    copies: tuple[tuple[int, float], ...]
+
+    @property
+    def memory(self) -> float:
+        """Bytes a second of a copy that does not fit any cache."""
+        return self.copies[-1][1]
+
+    def bandwidth(self, footprint: float, cold: bool = False) -> float:
+        """Bytes a second for data of this size: from memory when cold, else from wherever so much data stays."""
+        if cold:
+            return self.memory
+        return max(rate for size, rate in self.copies if size >= min(footprint, self.copies[-1][0]))
+
+    def limit(self, problem: Problem, cold: bool = False) -> float:
+        """The least seconds the problem can take."""
+        precision = "f64" if problem.dtype == "f64" else "f32"
+        return max(problem.flops / self.flops[precision], problem.bytes / self.bandwidth(problem.bytes, cold))
+
+    def bound(self, problem: Problem, cold: bool = False) -> str:
+        """What limits the problem: "arithmetic" or "bytes"."""
+        precision = "f64" if problem.dtype == "f64" else "f32"
+        by_bytes = problem.bytes / self.bandwidth(problem.bytes, cold)
+        return "arithmetic" if problem.flops / self.flops[precision] >= by_bytes else "bytes"
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure() -> Ceilings:
+    """Measures every ceiling; takes about a second, on all of torch's threads."""
+    footprints = (*CACHED_FOOTPRINTS, BEYOND_CACHE * machine.last_cache())
+    return Ceilings(
+        flops={"f32": _multiply_add_rate(wide=False), "f64": _multiply_add_rate(wide=True)},
+        copies=tuple((size, _copy_rate(size)) for size in footprints),
+    )
+
+
+@cache
+def ceilings() -> Ceilings:
+    """The ceilings of this process, measured once."""
+    return measure()
+
+
+def _best_rate(call: Callable[[int], float], seconds: float) -> float:
+    """The best of a few runs of ``call(repetitions) -> amount``, as amount a second."""
+
+    def timed(repetitions: int) -> tuple[float, float]:
+        start = perf_counter()
+        amount = call(repetitions)
+        return perf_counter() - start, amount
+
+    repetitions = 1
+    while min(timed(repetitions)[0] for _ in range(3)) < seconds:
+        repetitions *= 2
+    return max(amount / elapsed for elapsed, amount in (timed(repetitions) for _ in range(TRIES)))
+
+
+def _multiply_add_rate(wide: bool) -> float:
+    return max(_best_rate(lambda n, isa=isa: C.fma_burst(isa, wide, 1024 * n), BURST_SECONDS) for isa in machine.isas())
+
+
+def _copy_rate(footprint: int) -> float:
+    source = torch.rand(footprint // 8)  # half of the footprint, in floats
+    target = torch.empty_like(source)
+
+    def copy(repetitions: int) -> float:
+        for _ in range(repetitions):
+            target.copy_(source)
+        return float(repetitions * footprint)
+
+    return _best_rate(copy, COPY_SECONDS)

@@ -1,0 +1,104 @@
+"""Judges results on real-valued operands before they are timed: one float64 result, any number of kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastconv import reference
+from fastconv.kernels import aten
+from fastconv.problem import Problem
+from fastconv.testing import inputs, tolerances
+
+# FLOPs beyond which the float64 loops would take minutes; PyTorch's float64 convolution stands in, and is named.
+HUGE = 2e10
+
+REFERENCE = "fastconv.reference in float64"
+ATEN = "PyTorch in float64"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Operands of a problem, the exact result, and how far from it a right result may be.
+
+    tensors: keyword arguments of a kernel's run(), in the problem's layout.
+    size: the sum of absolute products, which errors are measured against; None demands equality.
+    terms: how many terms that sum has.
+    source: where the exact result comes from.
+    """
+
+    problem: Problem
+    tensors: dict[str, Tensor]
+    expected: Tensor
+    size: Tensor | None
+    terms: int
+    source: str
+
+    def verdict(self, out: Tensor, kernel_name: str) -> str | None:
+        """None when ``out`` is right, else a sentence."""
+        if self.problem.out_channels:
+            first = self.problem.out_offset
+            out = out[:, first : first + self.expected.shape[1]]
+        if out.shape != self.expected.shape:
+            return f"The result has shape {tuple(out.shape)}, not {tuple(self.expected.shape)}."
+        error = (out.double() - self.expected).abs()
+        allowed = self._allowed(kernel_name)
+        wrong = ~((error <= allowed) | (out == self.expected))  # infinities are right when equal
+        if not wrong.any():
+            return None
+        first = tuple(wrong.nonzero()[0].tolist())
+        return (
+            f"{int(wrong.sum())} of {wrong.numel()} elements are wrong: at {first} the kernel gave "
+            f"{out[first].item():.6g}, exact is {self.expected[first].item():.6g}."
+        )
+
+    def _allowed(self, kernel_name: str) -> Tensor:
+        dtype = self.problem.dtype
+        if self.size is None:
+            return torch.zeros_like(self.expected)
+        bound = tolerances.relative_bound(dtype, self.terms + 2, "winograd" if "winograd" in kernel_name else "direct")
+        if kernel_name.endswith("_aten"):
+            bound += 3 * tolerances._storage(dtype)  # unfused, torch rounds after every step of the epilogue
+        # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
+        slack = 4 * tolerances.UNIT["f32" if dtype != "f64" else "f64"] + tolerances._storage(dtype)
+        return 1.2 * bound * self.size + slack * self.expected.abs() + torch.finfo(inputs.DTYPES[dtype]).tiny
+
+
+def ask(problem: Problem) -> Oracle:
+    """Makes operands and computes the exact result; the same for the same problem."""
+    return _ask_conv(problem) if problem.is_conv else _ask_pool(problem)
+
+
+def _ask_conv(problem: Problem) -> Oracle:
+    operands = inputs.make(problem, SEED, integer=False)
+    tensors = operands.named(problem)
+    pair = {name: tensors[name] for name in inputs.operand_names(problem)}
+    exact = _huge if problem.flops > HUGE else reference.conv2d
+    expected = reference.epilogue(problem, exact(problem, **pair), operands.bias, operands.residual)
+    size = exact(problem, **{name: t.abs() for name, t in pair.items()})
+    for extra in (operands.bias[:, None, None] if operands.bias is not None else None, operands.residual):
+        if extra is not None:
+            size = size + extra.double().abs()
+    source = ATEN if exact is _huge else REFERENCE
+    return Oracle(problem, tensors, expected, size, inputs._terms(problem), source)
+
+
+def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
+    run = {"fprop": aten.conv_fprop, "dgrad": aten.conv_dgrad, "wgrad": aten.conv_wgrad}[problem.pass_]
+    plain = problem.replace(dtype="f64", bias=False, residual=False, activation="none", out_channels=0, out_offset=0)
+    return run(plain, **{name: t.double() for name, t in tensors.items()}).contiguous()
+
+
+def _ask_pool(problem: Problem) -> Oracle:
+    from fastconv.testing import check_pool
+
+    tensors, expected, _, bound = check_pool._case(problem, "normal", SEED)
+    size, terms = bound if bound else (None, 0)
+    tensors = {name: t.contiguous(memory_format=inputs.memory_format(problem)) for name, t in tensors.items()}
+    if problem.pass_ == "fprop" and problem.index != "none" and "index" not in tensors:
+        index = torch.empty(expected.shape, dtype=check_pool.INDEX_DTYPES[problem.index])
+        tensors["index"] = index.contiguous(memory_format=inputs.memory_format(problem))
+    return Oracle(problem, tensors, expected, size, terms, "fastconv.reference_pool in float64")
