@@ -220,11 +220,8 @@ struct UnpoolFunction : torch::autograd::Function<UnpoolFunction> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(3);
-    if (!grads[0].defined()) return out;
-    // torch's gradient is contiguous where it has one: it cannot view a channels_last index of more than one row.
-    const Tensor index = ctx->get_saved_variables()[0];
-    const bool rows = index.sym_size(2) > 1 && index.sym_size(3) > 1;
-    out[0] = call_take(grads[0], index, rows && is_channels_last(index));
+    // torch's layout: contiguous, whatever the input's.
+    if (grads[0].defined()) out[0] = call_take(grads[0], ctx->get_saved_variables()[0], /*channels_last=*/false);
     return out;
   }
 };
