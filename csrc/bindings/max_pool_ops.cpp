@@ -220,9 +220,8 @@ struct UnpoolFunction : torch::autograd::Function<UnpoolFunction> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(3);
-    const Tensor index = ctx->get_saved_variables()[0];
-    if (grads[0].defined())
-      out[0] = call_take(grads[0], index, is_channels_last(index));  // torch's layout: the index's
+    // torch's layout: contiguous, whatever the input's.
+    if (grads[0].defined()) out[0] = call_take(grads[0], ctx->get_saved_variables()[0], /*channels_last=*/false);
     return out;
   }
 };

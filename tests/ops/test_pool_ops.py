@@ -115,6 +115,7 @@ ERRORS = {
     "no rows": lambda m, x: m.adaptive_avg_pool2d(x[:, :, :0], 2),
     "negative output": lambda m, x: m.adaptive_max_pool2d(x, (-1, 2)),
     "index beyond the output": lambda m, x: m.max_unpool2d(x, torch.full(x.shape, 10**6), 2),
+    "index just beyond the output": lambda m, x: m.max_unpool2d(x, torch.full(x.shape, 14 * 18), 2),
     "negative index": lambda m, x: m.max_unpool2d(x, torch.full(x.shape, -1), 2),
     "indices of another shape": lambda m, x: m.max_unpool2d(x, torch.zeros(1, 2, 3, 3, dtype=torch.int64), 2),
     "int32 indices": lambda m, x: m.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int32), 2),

@@ -9,6 +9,21 @@
 
 namespace fastconv::FASTCONV_ISA::plain {
 
+// The windows of every output column, kept where they are few: ragged ones cost divisions.
+class ColumnSpans {
+ public:
+  explicit ColumnSpans(const Windows& columns) : columns_(columns), kept_(std::min<int64_t>(columns.out, most)) {
+    for (int64_t o = 0; o < kept_; ++o) spans_[o] = columns.at(o);
+  }
+  Span at(int64_t o) const { return o < kept_ ? spans_[o] : columns_.at(o); }
+
+ private:
+  static constexpr int64_t most = 32;
+  const Windows& columns_;
+  int64_t kept_;
+  Span spans_[most];
+};
+
 template <class T, class I, class A>
 void max_fprop(const Problem& p, const Args& args, int64_t i) {
   const Windows rows(p, p.h), columns(p, p.w);
@@ -18,9 +33,11 @@ void max_fprop(const Problem& p, const Args& args, int64_t i) {
   T* y = static_cast<T*>(args.out);
   I* index = static_cast<I*>(args.index);
   const int64_t n = i / p.c, c = i % p.c;
-  for (int64_t oh = 0; oh < p.h.out; ++oh)
+  const ColumnSpans spans(columns);
+  for (int64_t oh = 0; oh < p.h.out; ++oh) {
+    const Span v = rows.at(oh);
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
-      const Span v = rows.at(oh), h = columns.at(ow);
+      const Span h = spans.at(ow);
       A best = -std::numeric_limits<A>::infinity();
       int64_t at = number.of(std::min(v.first, rows.in - 1), std::min(h.first, columns.in - 1), v.tap, h.tap);
       for (int64_t r = 0; r < v.count; ++r) {
@@ -37,6 +54,7 @@ void max_fprop(const Problem& p, const Args& args, int64_t i) {
       y[to] = narrow<T>(static_cast<arithmetic<T>>(best));
       if constexpr (!std::is_void_v<I>) index[to] = static_cast<I>(at);
     }
+  }
 }
 
 template <class T, class I, class A>
@@ -75,9 +93,11 @@ void average_fprop(const Problem& p, const Args& args, int64_t i) {
   const T* x = static_cast<const T*>(args.x);
   T* y = static_cast<T*>(args.out);
   const int64_t n = i / p.c, c = i % p.c;
-  for (int64_t oh = 0; oh < p.h.out; ++oh)
+  const ColumnSpans spans(columns);
+  for (int64_t oh = 0; oh < p.h.out; ++oh) {
+    const Span v = rows.at(oh);
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
-      const Span v = rows.at(oh), h = columns.at(ow);
+      const Span h = spans.at(ow);
       A sum = 0;
       for (int64_t r = 0; r < v.count; ++r) {
         const T* row = x + in.at(n, c, (v.first + r) * p.w.in + h.first);
@@ -86,6 +106,7 @@ void average_fprop(const Problem& p, const Args& args, int64_t i) {
       y[out.at(n, c, oh * p.w.out + ow)] =
           narrow<T>(static_cast<arithmetic<T>>(sum / static_cast<A>(divisor(p, v, h))));
     }
+  }
 }
 
 template <class T, class A>
