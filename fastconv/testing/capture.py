@@ -72,7 +72,7 @@ def _window(call: _Call) -> str:
 
 
 def _max_pool(call: _Call) -> str:
-    return f"maxpool2d_{_window(call)}{'_i64' if call.get('return_indices') else ''}"
+    return f"maxpool2d_{_window(call)}{'_indexi64' if call.get('return_indices') else ''}"
 
 
 def _average_pool(call: _Call) -> str:
@@ -86,7 +86,7 @@ def _adaptive(kind: str) -> Callable[[_Call], str]:
         x, size = call["input"], call["output_size"]
         size = size if isinstance(size, Sequence) else (size, size)
         p, q = (axis if wanted is None else wanted for wanted, axis in zip(size, x.shape[-2:], strict=True))
-        index = "_i64" if call.get("return_indices") else ""
+        index = "_indexi64" if call.get("return_indices") else ""
         return f"{kind}_{_head(x)}_o{p}x{q}{index}"
 
     return text
