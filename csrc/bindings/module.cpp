@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <numeric>
+#include <chrono>
 
 #include "conv_python.h"
 #include "core/cpu_features.h"
@@ -159,18 +159,24 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
     run_native(kernel, problem, o, TorchParallel());
 }
 
-// Multiply-adds on every thread of torch's pool at once; how many FLOPs that were.
-double fma_burst(const std::string& isa, bool wide, int64_t rounds) {
+// Multiply-adds on every thread of torch's pool at once: FLOPs and seconds of each thread, by its own clock, so that a
+// thread that had to wait for its processor spoils no other's figure.
+std::vector<std::pair<double, double>> fma_burst(const std::string& isa, bool wide, int64_t rounds) {
   const auto chosen = Isa_from(isa);
   if (!chosen) throw std::invalid_argument("There is no instruction set named '" + isa + "'.");
   multiply_add_burst(*chosen, wide, 1);  // an exception must not start inside the pool
   py::gil_scoped_release release;
   const TorchParallel parallel;
-  std::vector<double> flops(static_cast<size_t>(parallel.threads()));
+  std::vector<std::pair<double, double>> runs(static_cast<size_t>(parallel.threads()));
   parallel(parallel.threads(), [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) flops[static_cast<size_t>(i)] = multiply_add_burst(*chosen, wide, rounds);
+    for (int64_t i = begin; i < end; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      const double flops = multiply_add_burst(*chosen, wide, rounds);
+      runs[static_cast<size_t>(i)] = {flops,
+                                      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
+    }
   });
-  return std::accumulate(flops.begin(), flops.end(), 0.0);
+  return runs;
 }
 
 }  // namespace

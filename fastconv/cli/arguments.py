@@ -65,17 +65,17 @@ def problem(text: str):
 
 def changed(problems: Counter, **changes: object) -> Counter:
     """The corpus with fields replaced (None leaves one alone); what a pass has no use for is dropped."""
+    from fastconv.testing import corpus
+
     changes = {name: value for name, value in changes.items() if value is not None}
+    pass_ = changes.pop("pass_", None)
     result: Counter = Counter()
     for item, count in problems.items():
-        fields = dict(changes)
-        if fields.get("pass_", "fprop") != "fprop":
-            if not item.is_conv and fields["pass_"] == "wgrad":
-                continue  # a pool has no weight
-            if item.is_conv:
-                fields |= {"bias": False, "residual": False, "activation": "none"}
+        wanted = corpus.backward(item, pass_) if pass_ in ("dgrad", "wgrad") else item
+        if wanted is None:
+            continue
         try:
-            result[item.replace(**fields)] += count
+            result[wanted.replace(**changes, **({"pass_": pass_} if pass_ else {}))] += count
         except ValueError as error:
             raise UserError(f"{item} cannot be changed that way: {error}") from None
     return result

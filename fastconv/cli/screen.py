@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-NARROWEST = 120  # columns of a table written to a file or a pipe
+NARROWEST = 160  # columns of a table written to a file or a pipe
 
 
 def console() -> Console:

@@ -17,9 +17,11 @@ from fastconv._native import C
 from fastconv.problem import Problem
 from fastconv.profiling import machine
 
-TRIES = 15  # the best of many: a ceiling must not suffer from what else the machine does
-BURST_SECONDS = 0.01
-COPY_SECONDS = 0.02
+# The best of many short runs of about a millisecond, far longer than starting the threads and far shorter than a time
+# slice: a ceiling must not suffer from what else the machine does in between.
+TRIES = 50
+ROUNDS = 1 << 18  # of multiply-adds in one run
+COPIED = 1 << 26  # bytes read and written in one run, at least
 # Footprints (source + destination) of the copies, besides one of four times the last cache.
 CACHED_FOOTPRINTS = tuple(1 << shift for shift in (17, 19, 21, 23))
 BEYOND_CACHE = 4
@@ -64,7 +66,7 @@ class Ceilings:
 
 
 def measure() -> Ceilings:
-    """Measures every ceiling; takes about a second, on all of torch's threads."""
+    """Measures every ceiling; takes a second or two, on all of torch's threads."""
     footprints = (*CACHED_FOOTPRINTS, BEYOND_CACHE * machine.last_cache())
     return Ceilings(
         flops={"f32": _multiply_add_rate(wide=False), "f64": _multiply_add_rate(wide=True)},
@@ -78,31 +80,36 @@ def ceilings() -> Ceilings:
     return measure()
 
 
-def _best_rate(call: Callable[[int], float], seconds: float) -> float:
-    """The best of a few runs of ``call(repetitions) -> amount``, as amount a second."""
+def _best_rate(run: Callable[[], float]) -> float:
+    """The best of some runs, each returning the amount of its work, as amount a second."""
 
-    def timed(repetitions: int) -> tuple[float, float]:
+    def rate() -> float:
         start = perf_counter()
-        amount = call(repetitions)
-        return perf_counter() - start, amount
+        amount = run()
+        return amount / (perf_counter() - start)
 
-    repetitions = 1
-    while min(timed(repetitions)[0] for _ in range(3)) < seconds:
-        repetitions *= 2
-    return max(amount / elapsed for elapsed, amount in (timed(repetitions) for _ in range(TRIES)))
+    return max(rate() for _ in range(TRIES))
 
 
 def _multiply_add_rate(wide: bool) -> float:
-    return max(_best_rate(lambda n, isa=isa: C.fma_burst(isa, wide, 1024 * n), BURST_SECONDS) for isa in machine.isas())
+    # The two widest sets: the wider one may run at a lower clock.
+    return max(_burst_rate(isa, wide) for isa in machine.isas()[-2:])
+
+
+def _burst_rate(isa: str, wide: bool) -> float:
+    """The sum over the threads, which run at once, of each one's best."""
+    runs = [C.fma_burst(isa, wide, ROUNDS) for _ in range(TRIES)]
+    return sum(max(flops / seconds for flops, seconds in thread) for thread in zip(*runs, strict=True))
 
 
 def _copy_rate(footprint: int) -> float:
     source = torch.rand(footprint // 8)  # half of the footprint, in floats
     target = torch.empty_like(source)
+    repetitions = max(1, COPIED // footprint)
 
-    def copy(repetitions: int) -> float:
+    def copy() -> float:
         for _ in range(repetitions):
             target.copy_(source)
         return float(repetitions * footprint)
 
-    return _best_rate(copy, COPY_SECONDS)
+    return _best_rate(copy)

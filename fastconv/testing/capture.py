@@ -20,6 +20,7 @@ from fastconv.functional.arguments import as_tuple, sides
 from fastconv.problem import Problem
 from fastconv.profiling import trace
 from fastconv.profiling.layers import evaluating, layer_names
+from fastconv.testing import corpus
 from fastconv.testing.inputs import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items() if name != "tf32"}
@@ -71,7 +72,7 @@ def _window(call: _Call) -> str:
 
 
 def _max_pool(call: _Call) -> str:
-    return f"maxpool2d_{_window(call)}{'_i64' if call.get('return_indices') else ''}"
+    return f"maxpool2d_{_window(call)}{'_indexi64' if call.get('return_indices') else ''}"
 
 
 def _average_pool(call: _Call) -> str:
@@ -85,7 +86,7 @@ def _adaptive(kind: str) -> Callable[[_Call], str]:
         x, size = call["input"], call["output_size"]
         size = size if isinstance(size, Sequence) else (size, size)
         p, q = (axis if wanted is None else wanted for wanted, axis in zip(size, x.shape[-2:], strict=True))
-        index = "_i64" if call.get("return_indices") else ""
+        index = "_indexi64" if call.get("return_indices") else ""
         return f"{kind}_{_head(x)}_o{p}x{q}{index}"
 
     return text
@@ -151,12 +152,14 @@ class _Recorder(TorchFunctionMode):
 
 
 def _passes(problem: Problem, call: _Call) -> Iterator[Problem]:
-    """The backward passes that autograd will ask for."""
-    plain = problem.replace(bias=False)
-    if call["input"].requires_grad:
-        yield plain.replace(pass_="dgrad" if problem.pass_ == "fprop" else "fprop")
+    """The problem as training runs it, and the backward passes that autograd will ask for."""
+    gradient = call["input"].requires_grad
+    yield corpus.trained(problem) if gradient else problem
+    if gradient:
+        # The gradient of an input gradient (a transposed convolution) is the forward pass.
+        yield corpus.backward(problem, "dgrad" if problem.pass_ == "fprop" else "fprop")
     if "weight" in call and call["weight"].requires_grad:
-        yield plain.replace(pass_="wgrad")
+        yield corpus.backward(problem, "wgrad")
 
 
 def capture(model: nn.Module, *inputs: Tensor, train: bool = False, layout: str | None = "nhwc") -> list[Captured]:
@@ -173,9 +176,7 @@ def capture(model: nn.Module, *inputs: Tensor, train: bool = False, layout: str 
         if x.dtype in _NAMES:
             own = "nhwc" if torch._prims_common.suggest_memory_format(x) == torch.channels_last else "nchw"
             problem = Problem(f"{text}_{_NAMES[x.dtype]}{layout or own}")
-            calls.append(Captured(running[-1], problem))
-            if train:
-                calls.extend(Captured(running[-1], gradient) for gradient in _passes(problem, call))
+            calls.extend(Captured(running[-1], each) for each in (_passes(problem, call) if train else [problem]))
 
     def traced(call: trace.Call) -> None:
         problem = call.problem.replace(layout=layout) if layout else call.problem

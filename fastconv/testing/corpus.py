@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastconv.problem import Problem
 
+BYTE_TAPS = 255  # windows of a max pool up to this many elements keep their maxima's places in one byte
+
 FOLDER = Path(__file__).parent / "problems"
 
 
@@ -36,6 +38,25 @@ def load(name_or_path: str) -> Counter[Problem]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return problems
+
+
+def backward(problem: Problem, pass_: str) -> Problem | None:
+    """The gradient that training a layer of this forward problem asks for; None for a pool's weights, it has none."""
+    if problem.is_conv:
+        return problem.replace(
+            pass_=pass_, bias=False, residual=False, activation="none", alpha=0.0, out_channels=0, out_offset=0
+        )
+    if pass_ == "wgrad":
+        return None
+    return trained(problem).replace(pass_=pass_)
+
+
+def trained(problem: Problem) -> Problem:
+    """The forward problem when a gradient will follow: a max pool then keeps the places of its maxima."""
+    if "max" not in problem.op or problem.index != "none":
+        return problem
+    bytes_do = problem.op == "maxpool2d" and problem.h.window * problem.w.window <= BYTE_TAPS
+    return problem.replace(index="u8" if bytes_do else "i64")
 
 
 def _multiplicity(words: list[str]) -> int:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from fastconv.kernels import aten_pool
 from fastconv.problem import Problem
 
 Tensors = dict[str, Tensor]
@@ -49,8 +51,13 @@ def fprop(problem: Problem, tensors: Tensors, namespace: ModuleType) -> Call | N
 
 
 def backward(problem: Problem, tensors: Tensors) -> Call | None:
-    """torch's own gradient of a convolution: ``aten::convolution_backward`` asked for the one gradient."""
+    """torch's own gradient: ``aten::convolution_backward`` asked for the one gradient, or a max pool's from the int64
+    positions torch would have kept.
+    """
     h, w = problem.h, problem.w
+    if problem.op == "maxpool2d" and problem.pass_ == "dgrad":
+        positions = aten_pool._positions(problem, tensors["index"])
+        return partial(aten_pool.max_dgrad, problem.replace(index="i64"), y=tensors["y"], index=positions)
     symmetric = (h.pad_lo, w.pad_lo) == (h.pad_hi, w.pad_hi)
     if not problem.is_conv or problem.pass_ == "fprop" or not symmetric:
         return None

@@ -226,11 +226,14 @@ def test_ctrl_c_leaves_at_once_and_without_files(tmp_path):
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    while "measured limits" not in process.stdout.readline():
-        assert process.poll() is None
-    time.sleep(0.5)  # into the timing
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=50)  # far less than the timing would take
+    try:
+        while "measured limits" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.5)  # into the timing
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=50)  # far less than the timing would take
+    finally:
+        process.kill()
     assert process.returncode == cli.INTERRUPTED
     assert err == "fastconv: Interrupted.\n"
     assert list(tmp_path.iterdir()) == []

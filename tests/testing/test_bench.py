@@ -27,6 +27,11 @@ PROBLEMS = (
     "n1c8h7w9_k8r3s3_p0:1x1:2_f16nhwc",
     "n1c8h7w9_k8r3s3_p1_f32nhwc_dgrad",
     "n1c8h7w9_k8r3s3_p1_g8_f32nhwc_wgrad",
+    "maxpool2d_n1c9h7w8_r3s2_u2_p1x0_f32nhwc",
+    "maxpool2d_n1c9h7w8_r3s2_u2_p1x0_f32nhwc_indexi64",
+    "maxpool2d_n1c9h7w8_r3s2_u2_p1x0_bf16nhwc_dgrad_indexu8",
+    "avgpool2d_n1c9h7w8_r3s2_u2_p1x0_f32nchw",
+    "adaptiveavg2d_n1c9h7w8_o3x2_f32nhwc_dgrad",
     "n1c16h6w7_k24r3s3_p1_f32nhwc_out8of40",
 )
 
@@ -106,7 +111,10 @@ def test_a_huge_problem_is_checked_against_torch_and_says_so(monkeypatch):
     torch.testing.assert_close(huge.expected, small.expected)
 
 
-@pytest.mark.parametrize("text", [p for p in PROBLEMS if "res" not in p and "out" not in p and "bias" not in p])
+PLAIN = [p for p in PROBLEMS if not any(part in p for part in ("res", "out", "bias", "adaptiveavg2d"))]
+
+
+@pytest.mark.parametrize("text", PLAIN)
 def test_the_torch_call_computes_the_problem(text):
     """What is timed as torch's peer is the problem itself."""
     problem = Problem(text)

@@ -31,7 +31,7 @@ CASES = {
         4, 6, (3, 5), (2, 3), (1, 2), (1, 2), 2, bias=False
     ),
     "maxpool2d_n2c4h9w11_r3s2_u2_p1_f32nhwc_ceil": nn.MaxPool2d((3, 2), 2, 1, ceil_mode=True),
-    "maxpool2d_n2c4h9w11_r2s2_u2_f32nhwc_i64": nn.MaxPool2d(2, return_indices=True),
+    "maxpool2d_n2c4h9w11_r2s2_u2_f32nhwc_indexi64": nn.MaxPool2d(2, return_indices=True),
     "avgpool2d_n2c4h9w11_r3s3_u3_p1_f32nhwc_nopad": nn.AvgPool2d(3, padding=1, count_include_pad=False),
     "avgpool2d_n2c4h9w11_r3s3_u2_f32nhwc_div5": nn.AvgPool2d(3, 2, divisor_override=5),
     "adaptiveavg2d_n2c4h9w11_o1x1_f32nhwc": nn.AdaptiveAvgPool2d(1),
@@ -83,8 +83,8 @@ def test_training_adds_the_gradients_that_are_needed():
     assert problems(model, x(1, 3, 4, 6), train=True) == [
         "n1c3h4w6_k4r1s1_f32nhwc_bias",
         "n1c3h4w6_k4r1s1_f32nhwc_wgrad",  # the image needs no gradient
-        "maxpool2d_n1c4h4w6_r2s2_u2_f32nhwc",
-        "maxpool2d_n1c4h4w6_r2s2_u2_f32nhwc_dgrad",
+        "maxpool2d_n1c4h4w6_r2s2_u2_f32nhwc_indexu8",  # keeps the places of its maxima
+        "maxpool2d_n1c4h4w6_r2s2_u2_f32nhwc_dgrad_indexu8",
         "n1c4h2w3_k4r1s1_f32nhwc_dgrad_bias",
         "n1c4h2w3_k4r1s1_f32nhwc",
         "n1c4h2w3_k4r1s1_f32nhwc_wgrad",
