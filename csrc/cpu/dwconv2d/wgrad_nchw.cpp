@@ -4,6 +4,9 @@
 // A task is one channel: its x planes are copied padded (see plane.h), and the S taps of a filter row are summed
 // together, so that each dy register is loaded once for them. The sums of all images stay registers' worth of partial
 // sums until the end, so that the order is the same for any number of threads. Few channels leave threads idle.
+//
+// Zen 4, 2 cores, 2026-11-22, float, batch 1, best of turns on a loaded machine, microseconds AVX-512 / AVX2 / torch's
+// NCHW: 32@112 105/119/179 · 192@28 56/58/119 · 384@14 41/51/100 · 576@14 stride 2 65/49/97.
 #include "plane.h"
 
 namespace fastconv::FASTCONV_ISA::depthwise {
