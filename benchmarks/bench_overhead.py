@@ -17,9 +17,7 @@ class Conv2d(torch.nn.Conv2d):
     """The drop-in layer at its leanest."""
 
     def forward(self, input):
-        return functional.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return functional.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 FUNCTIONS = {"fastconv": functional, "torch": torch.nn.functional}

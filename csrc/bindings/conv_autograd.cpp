@@ -8,8 +8,8 @@
 // Each pass is linear in either operand, so a forward-mode tangent is the sum of the pass over the operands' tangents.
 //
 // The kernels of the Autograd key are written as torch's own generated ones are: a Node when a gradient is wanted, the
-// value computed below autograd, the tangent set on the result. torch::autograd::Function would be shorter, but it costs
-// more than a small convolution may and refuses functorch's transforms.
+// value computed below autograd, the tangent set on the result. torch::autograd::Function would be shorter, but it
+// costs more than a small convolution may and refuses functorch's transforms.
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -189,8 +189,8 @@ Tensor autograd_fprop(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(x)) return foreign_fprop(x, w, bias, g);
   const auto pass = [&](const Tensor& a, const Tensor& b) { return call_fprop(a, b, {}, g, channels_last); };
-  const Tensor y = below_autograd(node_for<FpropNode>(g, x, w, bias),
-                                  [&] { return call_fprop(x, w, bias, g, channels_last); });
+  const Tensor y =
+      below_autograd(node_for<FpropNode>(g, x, w, bias), [&] { return call_fprop(x, w, bias, g, channels_last); });
   if (any_tangent(x, w, bias)) set_tangent(y, x, w, bias, pass);
   return y;
 }
@@ -227,9 +227,7 @@ Tensor autograd_wgrad(const Tensor& dy, const Tensor& x, SymIntArrayRef kernel_s
                       IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool channels_last) {
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(x)) return foreign_wgrad(dy, x, C10_AS_INTARRAYREF_SLOW(kernel_size), g);
-  const auto pass = [&](const Tensor& a, const Tensor& b) {
-    return call_wgrad(a, b, kernel_size, g, channels_last);
-  };
+  const auto pass = [&](const Tensor& a, const Tensor& b) { return call_wgrad(a, b, kernel_size, g, channels_last); };
   const Tensor dw = below_autograd(node_for<WgradNode>(g, dy, x), [&] { return pass(dy, x); });
   if (any_tangent(dy, x)) set_tangent(dw, dy, x, {}, pass);
   return dw;

@@ -56,9 +56,7 @@ def conv1d(
     Raises what torch raises (RuntimeError for shapes, dtypes and geometry), before anything is allocated.
     """
     if has_torch_function_variadic(input, weight):
-        return handle_torch_function(
-            conv1d, (input, weight), input, weight, bias, stride, padding, dilation, groups
-        )
+        return handle_torch_function(conv1d, (input, weight), input, weight, bias, stride, padding, dilation, groups)
     check_tensors(input, weight, bias, 1, "conv1d")
     if input.layout is not torch.strided:
         return torch.nn.functional.conv1d(input, weight, bias, stride, padding, dilation, groups)
@@ -91,9 +89,7 @@ def conv2d(
         if y is not NotImplemented:
             return y
     if has_torch_function_variadic(input, weight):
-        return handle_torch_function(
-            conv2d, (input, weight), input, weight, bias, stride, padding, dilation, groups
-        )
+        return handle_torch_function(conv2d, (input, weight), input, weight, bias, stride, padding, dilation, groups)
     check_tensors(input, weight, bias, 2, "conv2d")
     x, isbatched = batched(input, 2, "conv2d")
     stride, dilation = as_tuple(stride, 2, "stride"), as_tuple(dilation, 2, "dilation")

@@ -50,7 +50,11 @@ def _candidate(rng: random.Random) -> Problem | None:
     groups, cg, kg = rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
     if groups > 1 and rng.random() < 0.4:
         cg = kg = 1
-    n, dtype, layout = rng.choice((1, 1, 2, 3, 5)), rng.choice(("f32", "f64", "f16", "bf16")), rng.choice(("nchw", "nhwc"))
+    n, dtype, layout = (
+        rng.choice((1, 1, 2, 3, 5)),
+        rng.choice(("f32", "f64", "f16", "bf16")),
+        rng.choice(("nchw", "nhwc")),
+    )
     problem = Problem(
         f"n{n}c{groups * cg}h{h[0]}w{w[0]}_k{groups * kg}r{h[1]}s{w[1]}_u{h[2]}x{w[2]}"
         f"_p{h[3]}:{h[4]}x{w[3]}:{w[4]}_d{h[5]}x{w[5]}_g{groups}_{dtype}{layout}"

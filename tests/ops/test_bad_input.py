@@ -184,8 +184,10 @@ def test_empty_input_gives_torchs_result_and_zero_gradients(name, x, weight, for
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.complex64, torch.complex128], ids=str)
 def test_other_dtypes_equal_torch_bit_by_bit(case, dtype):
     torch.manual_seed(0)
-    tensors = [(torch.randn(s, dtype=torch.complex128) * 4).to(dtype) if dtype.is_complex
-               else torch.randint(0, 5, s).to(dtype) for s in (case.x, case.weight, (case.outputs,))]
+    tensors = [
+        (torch.randn(s, dtype=torch.complex128) * 4).to(dtype) if dtype.is_complex else torch.randint(0, 5, s).to(dtype)
+        for s in (case.x, case.weight, (case.outputs,))
+    ]
 
     def results(function):
         try:
@@ -207,8 +209,9 @@ def test_other_dtypes_equal_torch_bit_by_bit(case, dtype):
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"])
 @pytest.mark.parametrize("kind", ["sparse", "quantized", "bool"])
 def test_other_tensors_raise_or_equal_torch(name, kind):
-    x, weight = (torch.rand(2, 4, 5), torch.rand(4, 4, 3)) if name.endswith("1d") else (
-        torch.rand(X), torch.rand(4, 4, 3, 3))
+    x, weight = (
+        (torch.rand(2, 4, 5), torch.rand(4, 4, 3)) if name.endswith("1d") else (torch.rand(X), torch.rand(4, 4, 3, 3))
+    )
     x = {
         "sparse": lambda: x.to_sparse(),
         "quantized": lambda: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),

@@ -50,9 +50,7 @@ def test_samples(name, lying, differentiate, dtype):
             assert a.dtype == b.dtype and a.shape == b.shape, text
             assert a.stride() == b.stride(), f"{text}: {a.stride()} for torch's {b.stride()}"
             size = max(1.0, b.abs().max().item()) if b.numel() else 1.0
-            torch.testing.assert_close(
-                a, b, rtol=0, atol=TOLERANCE[dtype] * size, msg=lambda m, t=text: f"{t}: {m}"
-            )
+            torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE[dtype] * size, msg=lambda m, t=text: f"{t}: {m}")
         count += 1
     assert count > 3
 

@@ -24,7 +24,6 @@ def scattered(rng: random.Random, t: Tensor) -> Tensor:
         order = rng.sample(range(4), 4)
         return t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
 
-
     def sliced() -> Tensor:
         axis, extra = rng.randrange(4), rng.randint(1, 3)
         shape = list(t.shape)
@@ -75,12 +74,16 @@ def random_case(rng: random.Random, dtype: torch.dtype, transposed: bool):
         dilation = (1, 1) if 1 in (r, s) else (rng.choice((1, 2)), rng.choice((1, 3)))
         if transposed:
             extra = tuple(rng.randrange(max(u, d)) for u, d in zip(stride, dilation, strict=True))
-            out = [(i - 1) * u - 2 * p + d * (k - 1) + e + 1
-                   for i, u, p, d, k, e in zip((h, w), stride, padding, dilation, (r, s), extra, strict=True)]
+            out = [
+                (i - 1) * u - 2 * p + d * (k - 1) + e + 1
+                for i, u, p, d, k, e in zip((h, w), stride, padding, dilation, (r, s), extra, strict=True)
+            ]
             arguments, inputs, outputs = (stride, padding, extra, groups, dilation), groups * kg, groups * cg
         else:
-            out = [(i + 2 * p - d * (k - 1) - 1) // u + 1
-                   for i, u, p, d, k in zip((h, w), stride, padding, dilation, (r, s), strict=True)]
+            out = [
+                (i + 2 * p - d * (k - 1) - 1) // u + 1
+                for i, u, p, d, k in zip((h, w), stride, padding, dilation, (r, s), strict=True)
+            ]
             arguments, inputs, outputs = (stride, padding, dilation, groups), groups * cg, groups * kg
         # torch runs grouped float64, and float16 on a CPU without such instructions, group by group, and then lays out
         # single elements of single channels as each group alone would have them.
