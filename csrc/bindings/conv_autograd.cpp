@@ -6,7 +6,13 @@
 //   dw = wgrad(dy, x)   ddy: fprop(x, g)   dx: dgrad(dy, g)
 //
 // Each pass is linear in either operand, so a forward-mode tangent is the sum of the pass over the operands' tangents.
-#include <torch/autograd.h>
+//
+// The kernels of the Autograd key are written as torch's own generated ones are: a Node when a gradient is wanted, the
+// value computed below autograd, the tangent set on the result. torch::autograd::Function would be shorter, but it
+// costs more than a small convolution may and refuses functorch's transforms.
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "conv_ops.h"
@@ -18,118 +24,130 @@ namespace {
 using at::IntArrayRef;
 using at::SymIntArrayRef;
 using at::Tensor;
-using torch::autograd::AutogradContext;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using OptionalBool = std::optional<bool>;
 
-// --- what backward needs besides tensors: one list, because every entry of saved_data costs an allocation --------------
+bool defined(const Tensor& t) { return t.defined(); }
+bool defined(const OptionalTensor& t) { return t && t->defined(); }
+Tensor value(const Tensor& t) { return t; }
+Tensor value(const OptionalTensor& t) { return t.value_or(Tensor()); }
 
-enum Flag : int64_t { has_bias = 1, has_residual = 2, channels_last_result = 4 };
-int64_t flag_if(bool set, Flag flag) { return set ? static_cast<int64_t>(flag) : 0; }
+// --- reverse mode ----------------------------------------------------------------------------------------------------
 
-class Saved {
+// What backward needs: the operands, the geometry, and the layout of the gradients.
+class ConvNode : public Node {
  public:
-  static void put(AutogradContext* ctx, const ConvGeometry& g, int64_t flags) {
-    ctx->saved_data["geometry"] = std::vector<int64_t>{g.stride[0],   g.stride[1],   g.padding[0],  g.padding[1],
-                                                       g.padding[2],  g.padding[3],  g.dilation[0], g.dilation[1],
-                                                       g.groups,      flags};
+  void save(const Tensor& a, const Tensor& b, const ConvGeometry& g) {
+    a_ = SavedVariable(a, /*is_output=*/false), b_ = SavedVariable(b, false);
+    std::copy_n(g.stride.begin(), 2, stride_), std::copy_n(g.padding.begin(), 4, padding_);
+    std::copy_n(g.dilation.begin(), 2, dilation_);
+    groups_ = g.groups;
+    channels_last_ = result_layout(a, b) == Layout::nhwc;
   }
-  explicit Saved(AutogradContext* ctx) : values_(ctx->saved_data["geometry"].toIntVector()) {}
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    a_.reset_data(), b_.reset_data();
+  }
+  // Gradients keep the precision of the forward pass, whatever autocast says when backward runs.
+  variable_list apply(variable_list&& grads) final {
+    variable_list out(num_outputs());
+    if (!grads[0].defined()) return out;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const std::lock_guard lock(mutex_);
+    differentiate(grads[0], a_.unpack(), b_.unpack(), out);
+    return out;
+  }
+
+ protected:
+  virtual void differentiate(const Tensor& grad, const Tensor& a, const Tensor& b, variable_list& out) = 0;
+  bool wanted(size_t output) const { return task_should_compute_output(output); }
   ConvGeometry geometry() const {
-    const IntArrayRef all(values_);
-    return {all.slice(0, 2), all.slice(2, 4), all.slice(6, 2), all[8]};
+    return {IntArrayRef(stride_, 2), IntArrayRef(padding_, 4), IntArrayRef(dilation_, 2), groups_};
   }
-  bool has(Flag flag) const { return values_[9] & flag; }
+  bool channels_last_ = false;
 
  private:
-  std::vector<int64_t> values_;
+  SavedVariable a_, b_;
+  int64_t stride_[2] = {}, padding_[4] = {}, dilation_[2] = {}, groups_ = 1;
 };
 
-int64_t layout_flag(const Tensor& x, const Tensor& w) {
-  return flag_if(result_layout(x, w) == Layout::nhwc, channels_last_result);
-}
-
-OptionalTensor given(const OptionalTensor& t) { return t && t->defined() ? t : OptionalTensor(); }
 Tensor bias_gradient(const Tensor& g) { return g.sum(IntArrayRef{0, 2, 3}); }
 
-// Autograd numbers only the tensors it was given: an absent bias takes no number.
-constexpr size_t bias_edge = 2;
-bool wants_bias(AutogradContext* ctx, const Saved& saved) {
-  return saved.has(has_bias) && ctx->needs_input_grad(bias_edge);
+struct FpropNode final : ConvNode {
+  std::string name() const override { return "FastconvConv2dBackward"; }
+  void differentiate(const Tensor& dy, const Tensor& x, const Tensor& w, variable_list& out) override {
+    if (wanted(0)) out[0] = call_dgrad(dy, w, {}, x.sym_sizes().slice(2), geometry(), channels_last_);
+    if (wanted(1)) out[1] = call_wgrad(dy, x, w.sym_sizes().slice(2), geometry(), channels_last_);
+    if (wanted(2)) out[2] = bias_gradient(dy);
+  }
+};
+
+struct DgradNode final : ConvNode {
+  std::string name() const override { return "FastconvConv2dDgradBackward"; }
+  void differentiate(const Tensor& ddx, const Tensor& dy, const Tensor& w, variable_list& out) override {
+    if (wanted(0)) out[0] = call_fprop(ddx, w, {}, geometry(), channels_last_);
+    if (wanted(1)) out[1] = call_wgrad(dy, ddx, w.sym_sizes().slice(2), geometry(), channels_last_);
+    if (wanted(2)) out[2] = bias_gradient(ddx);
+  }
+};
+
+struct WgradNode final : ConvNode {
+  std::string name() const override { return "FastconvConv2dWgradBackward"; }
+  void differentiate(const Tensor& ddw, const Tensor& dy, const Tensor& x, variable_list& out) override {
+    if (wanted(0)) out[0] = call_fprop(x, ddw, {}, geometry());
+    if (wanted(1)) out[1] = call_dgrad(dy, ddw, {}, x.sym_sizes().slice(2), geometry());
+  }
+};
+
+template <class... Tensors>
+bool any_gradient(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && ((defined(tensors) && value(tensors).requires_grad()) || ...);
 }
 
-// Gradients keep the precision of the forward pass, whatever autocast says when backward runs.
-struct BackwardGuard {
-  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
-};
+// The node of a call, or null when no gradient is wanted. Its outputs are the tensors in their order.
+template <class N, class... Tensors>
+c10::intrusive_ptr<N> node_for(const ConvGeometry& g, const Tensor& a, const Tensor& b, const Tensors&... others) {
+  if (!any_gradient(a, b, others...)) return {};
+  auto node = c10::make_intrusive<N>();
+  node->set_next_edges(torch::autograd::collect_next_edges(a, b, value(others)...));
+  node->save(a, b, g);
+  return node;
+}
 
-struct FpropFunction : torch::autograd::Function<FpropFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                        const ConvGeometry& g, OptionalBool channels_last) {
-    ctx->save_for_backward({x, w});
-    Saved::put(ctx, g, flag_if(bias.has_value(), has_bias) | layout_flag(x, w));
+template <class Call>
+Tensor below_autograd(const c10::intrusive_ptr<Node>& node, const Call& call) {
+  Tensor out = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_fprop(x, w, bias, g, channels_last);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(5);
-    if (!grads[0].defined()) return out;
-    const BackwardGuard guard;
-    const auto tensors = ctx->get_saved_variables();
-    const Saved saved(ctx);
-    const Tensor &x = tensors[0], &w = tensors[1], &dy = grads[0];
-    if (ctx->needs_input_grad(0))
-      out[0] = call_dgrad(dy, w, {}, x.sym_sizes().slice(2), saved.geometry(), saved.has(channels_last_result));
-    if (ctx->needs_input_grad(1))
-      out[1] = call_wgrad(dy, x, w.sym_sizes().slice(2), saved.geometry(), saved.has(channels_last_result));
-    if (wants_bias(ctx, saved)) out[2] = bias_gradient(dy);
-    return out;
-  }
-};
+    return call();
+  }();
+  if (node) torch::autograd::set_history(out, node);
+  return out;
+}
 
-struct DgradFunction : torch::autograd::Function<DgradFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& w, const OptionalTensor& bias,
-                        SymIntArrayRef input_size, const ConvGeometry& g, OptionalBool channels_last) {
-    ctx->save_for_backward({dy, w});
-    Saved::put(ctx, g, flag_if(bias.has_value(), has_bias) | layout_flag(dy, w));
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_dgrad(dy, w, bias, input_size, g, channels_last);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(6);
-    if (!grads[0].defined()) return out;
-    const BackwardGuard guard;
-    const auto tensors = ctx->get_saved_variables();
-    const Saved saved(ctx);
-    const Tensor &dy = tensors[0], &w = tensors[1], &ddx = grads[0];
-    if (ctx->needs_input_grad(0)) out[0] = call_fprop(ddx, w, {}, saved.geometry(), saved.has(channels_last_result));
-    if (ctx->needs_input_grad(1))
-      out[1] = call_wgrad(dy, ddx, w.sym_sizes().slice(2), saved.geometry(), saved.has(channels_last_result));
-    if (wants_bias(ctx, saved)) out[2] = bias_gradient(ddx);
-    return out;
-  }
-};
+// --- forward mode ----------------------------------------------------------------------------------------------------
 
-struct WgradFunction : torch::autograd::Function<WgradFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& dy, const Tensor& x, SymIntArrayRef kernel_size,
-                        const ConvGeometry& g, bool channels_last) {
-    ctx->save_for_backward({dy, x});
-    Saved::put(ctx, g, 0);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_wgrad(dy, x, kernel_size, g, channels_last);
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(5);
-    if (!grads[0].defined()) return out;
-    const BackwardGuard guard;
-    const auto tensors = ctx->get_saved_variables();
-    const Saved saved(ctx);
-    const Tensor &dy = tensors[0], &x = tensors[1], &ddw = grads[0];
-    if (ctx->needs_input_grad(0)) out[0] = call_fprop(x, ddw, {}, saved.geometry());
-    if (ctx->needs_input_grad(1)) out[1] = call_dgrad(dy, ddw, {}, x.sym_sizes().slice(2), saved.geometry());
-    return out;
-  }
-};
+constexpr uint64_t level = 0;  // torch has one level of forward-mode differentiation
+
+template <class... Tensors>
+bool any_tangent(const Tensors&... tensors) {
+  return ((defined(tensors) && value(tensors)._fw_grad(level).defined()) || ...);
+}
+Tensor primal(const Tensor& t) { return any_tangent(t) ? t._fw_primal(level) : t; }
+
+// Gives y = pass(a, b) + bias the tangent pass(da, b) + pass(a, db) + dbias, where each term exists.
+template <class Pass>
+void set_tangent(const Tensor& y, const Tensor& a, const Tensor& b, const OptionalTensor& bias, const Pass& pass) {
+  Tensor tangent;
+  const auto add = [&](const Tensor& term) { tangent = tangent.defined() ? tangent + term : term; };
+  if (any_tangent(a)) add(pass(a._fw_grad(level), primal(b)));
+  if (any_tangent(b)) add(pass(primal(a), b._fw_grad(level)));
+  if (any_tangent(bias)) add(bias->_fw_grad(level).view({-1, 1, 1}).expand_as(y));
+  y._set_fw_grad(tangent, level, /*is_inplace_op=*/false);
+}
+
+// --- activations -----------------------------------------------------------------------------------------------------
 
 // Activations whose derivative is a function of their value; the others run unfused when a gradient is wanted.
 bool differentiable_from_value(c10::string_view activation, double alpha) {
@@ -145,70 +163,24 @@ Tensor activation_backward(const Tensor& g, const Tensor& y, c10::string_view ac
   return g;
 }
 
-struct ActFunction : torch::autograd::Function<ActFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                        const OptionalTensor& residual, const ConvGeometry& g, std::string activation, double alpha) {
-    Saved::put(ctx, g, flag_if(bias.has_value(), has_bias) | flag_if(residual.has_value(), has_residual) | layout_flag(x, w));
-    ctx->saved_data["activation"] = activation;
-    ctx->saved_data["alpha"] = alpha;
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = call_act(x, w, bias, residual, g, activation, alpha);
-    ctx->save_for_backward({x, w, y});
-    return y;
+struct ActNode final : ConvNode {
+  SavedVariable result;
+  std::string activation;
+  double alpha = 0;
+
+  std::string name() const override { return "FastconvConv2dActBackward"; }
+  void release_variables() override {
+    ConvNode::release_variables();
+    result.reset_data();
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list out(7);
-    if (!grads[0].defined()) return out;
-    const BackwardGuard guard;
-    const auto tensors = ctx->get_saved_variables();
-    const Saved saved(ctx);
-    const Tensor &x = tensors[0], &w = tensors[1];
-    const Tensor dy = activation_backward(grads[0], tensors[2], ctx->saved_data["activation"].toStringRef(),
-                                          ctx->saved_data["alpha"].toDouble());
-    if (ctx->needs_input_grad(0))
-      out[0] = call_dgrad(dy, w, {}, x.sym_sizes().slice(2), saved.geometry(), saved.has(channels_last_result));
-    if (ctx->needs_input_grad(1))
-      out[1] = call_wgrad(dy, x, w.sym_sizes().slice(2), saved.geometry(), saved.has(channels_last_result));
-    if (wants_bias(ctx, saved)) out[2] = bias_gradient(dy);
-    const size_t residual_edge = saved.has(has_bias) ? 3 : 2;
-    if (saved.has(has_residual) && ctx->needs_input_grad(residual_edge)) out[3] = dy;
-    return out;
+  void differentiate(const Tensor& grad, const Tensor& x, const Tensor& w, variable_list& out) override {
+    const Tensor dy = activation_backward(grad, result.unpack(getptr()), activation, alpha);
+    if (wanted(0)) out[0] = call_dgrad(dy, w, {}, x.sym_sizes().slice(2), geometry(), channels_last_);
+    if (wanted(1)) out[1] = call_wgrad(dy, x, w.sym_sizes().slice(2), geometry(), channels_last_);
+    if (wanted(2)) out[2] = bias_gradient(dy);
+    if (wanted(3)) out[3] = dy;
   }
 };
-
-// --- forward mode ----------------------------------------------------------------------------------------------------
-
-constexpr uint64_t level = 0;  // torch has one level of forward-mode differentiation
-
-bool defined(const Tensor& t) { return t.defined(); }
-bool defined(const OptionalTensor& t) { return t && t->defined(); }
-const Tensor& value(const Tensor& t) { return t; }
-const Tensor& value(const OptionalTensor& t) { return *t; }
-
-template <class... Tensors>
-bool any_tangent(const Tensors&... tensors) {
-  return ((defined(tensors) && value(tensors)._fw_grad(level).defined()) || ...);
-}
-template <class... Tensors>
-bool any_gradient(const Tensors&... tensors) {
-  return at::GradMode::is_enabled() && ((defined(tensors) && value(tensors).requires_grad()) || ...);
-}
-
-Tensor primal(const Tensor& t) { return any_tangent(t) ? t._fw_primal(level) : t; }
-OptionalTensor primal(const OptionalTensor& t) { return any_tangent(t) ? OptionalTensor(t->_fw_primal(level)) : t; }
-
-// y with the tangent pass(dx, w) + pass(x, dw) + dbias, where each term exists. A tangent of zeros may come in as an
-// undefined tensor or as one without storage; torch's operators take both.
-template <class Pass>
-Tensor bilinear(const Tensor& a, const Tensor& b, const OptionalTensor& bias, const Pass& pass) {
-  const Tensor y = pass(primal(a), primal(b), primal(bias));
-  Tensor tangent;
-  const auto add = [&](const Tensor& term) { tangent = tangent.defined() ? tangent + term : term; };
-  if (any_tangent(a)) add(pass(a._fw_grad(level), primal(b), {}));
-  if (any_tangent(b)) add(pass(primal(a), b._fw_grad(level), {}));
-  if (any_tangent(bias)) add(bias->_fw_grad(level).view({-1, 1, 1}).expand_as(y));
-  return at::_make_dual(y, tangent, level);
-}
 
 // --- the operators ---------------------------------------------------------------------------------------------------
 
@@ -216,13 +188,11 @@ Tensor autograd_fprop(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                       IntArrayRef padding, IntArrayRef dilation, int64_t groups, OptionalBool channels_last) {
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(x)) return foreign_fprop(x, w, bias, g);
-  if (any_tangent(x, w, bias))
-    return bilinear(x, w, bias, [&](const Tensor& a, const Tensor& b, const OptionalTensor& c) {
-      return call_fprop(a, b, c, g, channels_last);
-    });
-  if (any_gradient(x, w, bias)) return FpropFunction::apply(x, w, given(bias), g, channels_last);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_fprop(x, w, bias, g, channels_last);
+  const auto pass = [&](const Tensor& a, const Tensor& b) { return call_fprop(a, b, {}, g, channels_last); };
+  const Tensor y =
+      below_autograd(node_for<FpropNode>(g, x, w, bias), [&] { return call_fprop(x, w, bias, g, channels_last); });
+  if (any_tangent(x, w, bias)) set_tangent(y, x, w, bias, pass);
+  return y;
 }
 
 Tensor autograd_act(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
@@ -231,13 +201,12 @@ Tensor autograd_act(const Tensor& x, const Tensor& w, const OptionalTensor& bias
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(x) || any_tangent(x, w, bias, residual))
     return unfused_tail(call_fprop(x, w, bias, g), residual, activation, alpha);
-  if (any_gradient(x, w, bias, residual)) {
-    if (differentiable_from_value(activation, alpha))
-      return ActFunction::apply(x, w, given(bias), given(residual), g, std::string(activation), alpha);
+  if (any_gradient(x, w, bias, residual) && !differentiable_from_value(activation, alpha))
     return unfused_tail(call_act(x, w, bias, residual, g, "none", 0), {}, activation, alpha);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_act(x, w, bias, residual, g, activation, alpha);
+  const auto node = node_for<ActNode>(g, x, w, bias, residual);
+  const Tensor y = below_autograd(node, [&] { return call_act(x, w, bias, residual, g, activation, alpha); });
+  if (node) node->result = SavedVariable(y, /*is_output=*/true), node->activation = activation, node->alpha = alpha;
+  return y;
 }
 
 Tensor autograd_dgrad(const Tensor& dy, const Tensor& w, const OptionalTensor& bias, SymIntArrayRef input_size,
@@ -245,26 +214,23 @@ Tensor autograd_dgrad(const Tensor& dy, const Tensor& w, const OptionalTensor& b
                       OptionalBool channels_last) {
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(dy)) return foreign_dgrad(dy, w, bias, C10_AS_INTARRAYREF_SLOW(input_size), g);
-  if (any_tangent(dy, w, bias))
-    return bilinear(dy, w, bias, [&](const Tensor& a, const Tensor& b, const OptionalTensor& c) {
-      return call_dgrad(a, b, c, input_size, g, channels_last);
-    });
-  if (any_gradient(dy, w, bias)) return DgradFunction::apply(dy, w, given(bias), input_size, g, channels_last);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_dgrad(dy, w, bias, input_size, g, channels_last);
+  const auto pass = [&](const Tensor& a, const Tensor& b) {
+    return call_dgrad(a, b, {}, input_size, g, channels_last);
+  };
+  const Tensor dx = below_autograd(node_for<DgradNode>(g, dy, w, bias),
+                                   [&] { return call_dgrad(dy, w, bias, input_size, g, channels_last); });
+  if (any_tangent(dy, w, bias)) set_tangent(dx, dy, w, bias, pass);
+  return dx;
 }
 
 Tensor autograd_wgrad(const Tensor& dy, const Tensor& x, SymIntArrayRef kernel_size, IntArrayRef stride,
                       IntArrayRef padding, IntArrayRef dilation, int64_t groups, bool channels_last) {
   const ConvGeometry g{stride, padding, dilation, groups};
   if (foreign(x)) return foreign_wgrad(dy, x, C10_AS_INTARRAYREF_SLOW(kernel_size), g);
-  if (any_tangent(dy, x))
-    return bilinear(dy, x, {}, [&](const Tensor& a, const Tensor& b, const OptionalTensor&) {
-      return call_wgrad(a, b, kernel_size, g, channels_last);
-    });
-  if (any_gradient(dy, x)) return WgradFunction::apply(dy, x, kernel_size, g, channels_last);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_wgrad(dy, x, kernel_size, g, channels_last);
+  const auto pass = [&](const Tensor& a, const Tensor& b) { return call_wgrad(a, b, kernel_size, g, channels_last); };
+  const Tensor dw = below_autograd(node_for<WgradNode>(g, dy, x), [&] { return pass(dy, x); });
+  if (any_tangent(dy, x)) set_tangent(dw, dy, x, {}, pass);
+  return dw;
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ at::Tensor foreign_dgrad(const at::Tensor& dy, const at::Tensor& w, const Option
                          at::IntArrayRef input_size, const ConvGeometry& g) {
   const at::Tensor whole = at::conv_transpose2d(dy, w, {}, g.stride, 0, 0, g.groups, g.dilation);
   const auto &p = g.padding, &size = input_size;
-  const at::Tensor dx = at::constant_pad_nd(
-      whole, {-p[2], size[1] + p[2] - whole.size(3), -p[0], size[0] + p[0] - whole.size(2)});
+  const at::Tensor dx =
+      at::constant_pad_nd(whole, {-p[2], size[1] + p[2] - whole.size(3), -p[0], size[0] + p[0] - whole.size(2)});
   return bias && bias->defined() ? dx + bias->view({-1, 1, 1}) : dx;
 }
 

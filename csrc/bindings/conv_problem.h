@@ -22,9 +22,9 @@ Problem dgrad_problem(const at::Tensor& dy, const at::Tensor& w, const std::opti
 Problem wgrad_problem(const at::Tensor& dy, const at::Tensor& x, at::IntArrayRef kernel_size,
                       const ConvGeometry& geometry);
 
-// The layout torch gives the result of a convolution of these operands. It asks whether either looks like channels_last,
-// makes both dense in that layout, and asks again, which a filter of one element a channel answers otherwise. The
-// gradients of both operands lie like the result. (Checked against torch in tests/ops/test_strides.py.)
+// The layout torch gives the result of a convolution of these operands. It asks whether either looks like
+// channels_last, makes both dense in that layout, and asks again, which a filter of one element a channel answers
+// otherwise. The gradients of both operands lie like the result. (Checked against torch in tests/ops/test_strides.py.)
 Layout result_layout(const at::Tensor& input, const at::Tensor& w);
 
 }  // namespace fastconv

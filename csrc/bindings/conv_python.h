@@ -6,8 +6,9 @@
 namespace fastconv {
 
 // Adds conv2d(input, weight, bias, stride, padding, dilation, groups) and conv_transpose2d(input, weight, bias, stride,
-// padding, output_padding, groups, dilation): positional, torch's order. They take the ordinary call (plain 4-D tensors,
-// ints and pairs of ints) and return NotImplemented for every other, which functional/conv.py then brings into form.
+// padding, output_padding, groups, dilation): positional, torch's order. They take the ordinary call (plain 4-D
+// tensors, ints and pairs of ints) and return NotImplemented for every other, which functional/conv.py then brings into
+// form.
 void add_conv_functions(pybind11::module_& m);
 
 }  // namespace fastconv

@@ -141,7 +141,8 @@ at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Oper
   if (p.pass == Pass::wgrad && p.is_conv())
     strides = o.w_strides.vec();
   else if (p.layout == Layout::nchw)
-    strides.assign({result.size(1) * result.size(2) * result.size(3), result.size(2) * result.size(3), result.size(3), 1});
+    strides.assign(
+        {result.size(1) * result.size(2) * result.size(3), result.size(2) * result.size(3), result.size(3), 1});
   if (result.strides() == at::IntArrayRef(strides)) return result;
   return at::empty_strided(result.sizes(), strides, result.options()).copy_(result);
 }

@@ -23,6 +23,24 @@ conv3d = torch.nn.functional.conv3d
 conv_transpose3d = torch.nn.functional.conv_transpose3d
 
 
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int) -> Tensor:
+    """The operator on arguments in its own form, the short way where there is one."""
+    if padding[::2] == padding[1::2] and not _is_dynamo_compiling():
+        y = _quick_conv2d(x, weight, bias, stride, padding[::2], dilation, groups)
+        if y is not NotImplemented:
+            return y
+    return _conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _deconvolve(x: Tensor, weight: Tensor, bias: Tensor | None, size, stride, padding, dilation, groups: int) -> Tensor:
+    """The input gradient as an operator of its own."""
+    if not _is_dynamo_compiling() and torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace cannot record a transposed convolution, whose size is an argument; use torch.export."
+        )
+    return _conv2d_dgrad(x, weight, bias, size, stride, padding, dilation, groups)
+
+
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -46,15 +64,9 @@ def conv1d(
     stride, dilation = as_tuple(stride, 1, "stride"), as_tuple(dilation, 1, "dilation")
     padding = sides(padding, weight.shape[2:], stride, dilation)
     # Dense first: a permuted sequence must not pass for a channels_last image.
-    y = _conv2d(
-        x.contiguous().unsqueeze(2),
-        weight.unsqueeze(2),
-        bias,
-        (1, *stride),
-        (0, 0, *padding),
-        (1, *dilation),
-        as_int(groups, "groups"),
-    ).squeeze(2)
+    x, filter = x.contiguous().unsqueeze(2), weight.unsqueeze(2)
+    stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
+    y = _convolve(x, filter, bias, stride, padding, dilation, as_int(groups, "groups")).squeeze(2)
     return y if isbatched else y.squeeze(0)
 
 
@@ -82,7 +94,7 @@ def conv2d(
     x, isbatched = batched(input, 2, "conv2d")
     stride, dilation = as_tuple(stride, 2, "stride"), as_tuple(dilation, 2, "dilation")
     padding = sides(padding, weight.shape[2:], stride, dilation)
-    y = _conv2d(x, weight, bias, stride, padding, dilation, as_int(groups, "groups"))
+    y = _convolve(x, weight, bias, stride, padding, dilation, as_int(groups, "groups"))
     return y if isbatched else y.squeeze(0)
 
 
@@ -147,16 +159,8 @@ def conv_transpose1d(
     (stride,), (padding,) = as_tuple(stride, 1, "stride"), as_tuple(padding, 1, "padding")
     (extra,), (dilation,) = as_tuple(output_padding, 1, "output_padding"), as_tuple(dilation, 1, "dilation")
     size, around = transposed_axis(x.shape[2], weight.shape[2], stride, padding, extra, dilation)
-    y = _conv2d_dgrad(
-        x.contiguous().unsqueeze(2),
-        weight.unsqueeze(2),
-        bias,
-        (1, size),
-        (1, stride),
-        (0, 0, *around),
-        (1, dilation),
-        as_int(groups, "groups"),
-    ).squeeze(2)
+    x, filter, groups = x.contiguous().unsqueeze(2), weight.unsqueeze(2), as_int(groups, "groups")
+    y = _deconvolve(x, filter, bias, (1, size), (1, stride), (0, 0, *around), (1, dilation), groups).squeeze(2)
     return y if isbatched else y.squeeze(0)
 
 
@@ -192,5 +196,5 @@ def conv_transpose2d(
         for i in range(2)
     )
     groups = as_int(groups, "groups")
-    y = _conv2d_dgrad(x, weight, bias, (h, w), stride, (*h_sides, *w_sides), dilation, groups)
+    y = _deconvolve(x, weight, bias, (h, w), stride, (*h_sides, *w_sides), dilation, groups)
     return y if isbatched else y.squeeze(0)

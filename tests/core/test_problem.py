@@ -1,0 +1,84 @@
+"""A problem and its string are one; what is no problem says why."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastconv.problem import Problem
+from fastconv.testing import corpus, fuzz
+
+PLAIN = "n8c64h56w56_k64r3s3_p1_f32nhwc"
+
+
+@given(st.integers(0, 2**62))
+@settings(max_examples=300, deadline=None)
+def test_string_and_problem_are_inverse(seed):
+    problem = fuzz.random_problem(random.Random(seed))
+    again = Problem(str(problem))
+    assert again == problem and hash(again) == hash(problem) and str(again) == str(problem)
+    assert pickle.loads(pickle.dumps(problem)) == problem
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+@settings(max_examples=200, deadline=None)
+def test_the_slope_survives_to_the_last_bit(alpha):
+    problem = Problem(PLAIN).replace(activation="leaky_relu", alpha=alpha)
+    assert Problem(str(problem)).alpha == alpha
+
+
+@pytest.mark.parametrize("name", corpus.names())
+def test_corpora_round_trip(name):
+    for problem in corpus.load(name):
+        assert Problem(str(problem)) == problem
+
+
+@given(st.text(alphabet="nchwkrsupdgof0123456789x:_-.", max_size=40))
+@settings(max_examples=500, deadline=None)
+def test_any_text_is_a_problem_or_a_sentence(text):
+    try:
+        assert Problem(str(Problem(text))) == Problem(text)
+    except ValueError as error:
+        assert str(error).endswith(".")
+
+
+@given(st.integers(0, len(PLAIN)), st.characters(min_codepoint=32, max_codepoint=126))
+@settings(max_examples=300, deadline=None)
+def test_one_wrong_character_never_changes_a_problem_unseen(place, character):
+    text = PLAIN[:place] + character + PLAIN[place + 1 :]
+    try:
+        problem = Problem(text)
+    except ValueError:
+        return
+    assert Problem(str(problem)) == problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"groups": 7}, "divisible"),
+        ({"groups": 0}, "positive"),
+        ({"n": -1}, "negative"),
+        ({"out_offset": 1, "out_channels": 64}, "slice"),
+        ({"n": 2**62}, "2\\^63"),
+        ({"activation": "tanh"}, "tanh"),
+        ({"colour": 1}, "exist"),
+    ],
+)
+def test_replace_refuses_with_a_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Problem(PLAIN).replace(**changes)
+
+
+def test_every_field_tells_problems_apart():
+    base = Problem(PLAIN)
+    changes = [
+        {"n": 9}, {"c": 32}, {"k": 32}, {"groups": 2}, {"dtype": "f64"}, {"layout": "nchw"}, {"pass_": "dgrad"},
+        {"bias": True}, {"residual": True}, {"activation": "relu"}, {"out_channels": 65}, {"out_offset": 1, "out_channels": 65},
+    ]  # fmt: skip
+    problems = [base, *(base.replace(**change) for change in changes)]
+    assert len(set(problems)) == len({str(p) for p in problems}) == len(problems)
