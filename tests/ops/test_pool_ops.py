@@ -45,6 +45,8 @@ def assert_gradient_strides(name, ours, theirs, y):
     """
     if "adaptive_avg" in name and y.shape[2:].numel() == 1:
         return
+    if name == "unpool" and theirs.numel() == 0:  # torch gives an empty gradient here strides of zero
+        return
     assert ours.stride() == theirs.stride(), f"gradient strides {ours.stride()} differ from torch's {theirs.stride()}"
 
 
