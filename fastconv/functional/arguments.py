@@ -1,7 +1,7 @@
 """Brings torch's flexible arguments into one form: tuples of ints, padding per side, a batch axis.
 
-Mistakes raise the class torch raises: TypeError for a wrong type, ValueError for an int beyond 64 bits, RuntimeError for
-a wrong value or shape.
+Mistakes raise the class torch raises: TypeError for a wrong type, ValueError for an int beyond 64 bits, RuntimeError
+for a wrong value or shape.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def test_every_field_tells_problems_apart():
     base = Problem(PLAIN)
     changes = [
         {"n": 9}, {"c": 32}, {"k": 32}, {"groups": 2}, {"dtype": "f64"}, {"layout": "nchw"}, {"pass_": "dgrad"},
-        {"bias": True}, {"residual": True}, {"activation": "relu"}, {"out_channels": 65}, {"out_offset": 1, "out_channels": 65},
+        {"bias": True}, {"residual": True}, {"activation": "relu"}, {"out_channels": 65},
+        {"out_offset": 1, "out_channels": 65},
     ]  # fmt: skip
     problems = [base, *(base.replace(**change) for change in changes)]
     assert len(set(problems)) == len({str(p) for p in problems}) == len(problems)
