@@ -1,4 +1,4 @@
-"""fastconv: hand-tuned convolution for PyTorch. Explained, measured, never silently slower."""
+"""fastconv: hand-tuned convolution for PyTorch. Explained, measured, undoable."""
 
 from __future__ import annotations
 
