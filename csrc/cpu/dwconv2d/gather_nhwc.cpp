@@ -4,13 +4,17 @@
 // weights of its taps sit in registers and each source column is loaded once for all taps that use it. dgrad is the
 // same gather with the filter walked backwards, for strides above 1 once per residue of the columns with only the taps
 // that hit. A tile at the border checks each source column, any other none; rows outside are clipped before.
-// Threads share out rows: shared-out channels made them fetch each other's dirty lines ahead (384@14 in 80 us, not 13).
+// Threads share out rows: 384@14 took 80 us while they shared out channels, and takes 13. The likely cause, not proven,
+// is that each prefetched lines the other was writing; one thread alone showed no such loss.
 //
 // Zen 4, 2 cores, 2026-11-22, float, best of turns on a loaded machine, microseconds AVX-512 / AVX2 / torch's better
 // layout. Batch 1: 192@28 26/29/71 · 384@14 12/15/60 · 576@14 18/22/66 · 576@14 stride 2 9/11/59 · 960@7 11/12/58 · 5x5
 // 240@28 52/61/111 · 1152@7 24/26/87; dgrad 576@14 stride 2 12/15/67. Batch 8: 192@28 193/231/228, 5x5 672@14
-// 253/354/388. It loses the whole advantage where x and y leave the last cache, and as AVX2 at a power of two of
-// channels, where the columns of a tile share cache sets (1024@7, batch 8: 209 against torch's 152).
+// 253/354/388.
+// It loses at batch 8 where x and y are tens of megabytes: dgrad 144@56 1918/1819/972, 32@112 786/786/751; fprop 144@56
+// stride 2 365/294/309, 96@112 stride 2 2580/3446/1929; dgrad 144@56 stride 2 as AVX2, 495 against 405. And as AVX2 at
+// a power of two of channels: fprop 1024@7 209 against 152 (cache sets shared by the columns of a tile, probably).
+// Figures above a millisecond moved by a factor of 2 between runs.
 #include "depthwise.h"
 
 namespace fastconv::FASTCONV_ISA::depthwise {

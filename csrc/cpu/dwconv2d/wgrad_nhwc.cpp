@@ -6,8 +6,8 @@
 // number of threads. x and dy are read once from memory, x R times from L1.
 //
 // Zen 4, 2 cores, 2026-11-22, float, batch 1, best of turns on a loaded machine, microseconds AVX-512 / AVX2 / torch's
-// better layout: 384@14 13/18/73 · 576@14 20/25/81 · 960@7 13/16/71 · 5x5 240@28 56/67/1056 · 1152@7 30/29/710. At
-// batch 8 it loses to torch at 1024@7 with AVX2 (190 against 140: the columns of a tile share cache sets).
+// better layout: 384@14 13/18/73 · 576@14 20/25/81 · 960@7 13/16/71 · 5x5 240@28 56/67/1056 · 1152@7 30/29/710. It
+// loses at batch 8: 32@112 762/641/582 · 144@56 1570/1197/960 · 1024@7 as AVX2, 190 against 140.
 #include "depthwise.h"
 
 namespace fastconv::FASTCONV_ISA::depthwise {
