@@ -290,24 +290,24 @@ def test_hooks_of_every_kind_stay_and_fire():
     ids=["old_weight_norm", "old_spectral_norm", "weight_norm", "spectral_norm", "orthogonal", "pruned", "pruned_rows"],
 )
 def test_reparametrized_layers(decorate):
-    torch.manual_seed(0)
-    model = nn.Sequential(decorate(nn.Conv2d(3, 4, 3)), nn.ReLU()).eval()
+    x = X.double()  # gradients through a norm cancel too much for a float32 comparison
+    model = nn.Sequential(decorate(nn.Conv2d(3, 4, 3, dtype=x.dtype)), nn.ReLU()).eval()
     model[0].register_forward_hook(lambda *_: None)
-    y, before, keys = model(X), snapshot(model), list(model.state_dict())
+    y, before, keys = model(x), snapshot(model), list(model.state_dict())
     loss = y.square().sum()
     reference = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
     assert len(fastconv.swap(model).swapped) == 1
     assert isinstance(model[0], fastconv.nn.Conv2d)
     assert list(model.state_dict()) == keys
-    swapped = model(X)
+    swapped = model(x)
     torch.testing.assert_close(swapped, y)
     gradients = torch.autograd.grad(swapped.square().sum(), list(model.parameters()))
     for mine, theirs in zip(gradients, reference, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine, theirs)
     assert fastconv.restore(model) == 1
     assert [row[2] for row in snapshot(model)] == [row[2] for row in before]
     assert vars(model[0]).keys() == before[1][3].keys()
-    assert torch.equal(model(X), y)
+    assert torch.equal(model(x), y)
 
 
 def test_parametrizations_removed_or_added_after_the_swap():
