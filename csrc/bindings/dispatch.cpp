@@ -27,10 +27,13 @@ constexpr double serial_flops = 1 << 18, serial_bytes = 1 << 16;
 struct Key {
   Problem problem;
   c10::DeviceType device;
+  int threads;  // estimates depend on it
   bool operator==(const Key&) const = default;
 };
 struct KeyHash {
-  size_t operator()(const Key& key) const { return hash_value(key.problem) ^ static_cast<size_t>(key.device); }
+  size_t operator()(const Key& key) const {
+    return hash_value(key.problem) ^ static_cast<size_t>(key.device) ^ static_cast<size_t>(key.threads) << 8;
+  }
 };
 
 struct Cache {
@@ -156,7 +159,7 @@ at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Oper
 
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
   Cache& c = cache();
-  const Key key{problem, device};
+  const Key key{problem, device, at::get_num_threads()};
   {
     std::shared_lock lock(c.mutex);
     if (auto found = c.plans.find(key); found != c.plans.end()) return found->second;
