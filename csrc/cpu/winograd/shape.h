@@ -16,7 +16,7 @@ using igemm::Arena, igemm::ceil_div, igemm::round_up;
 // constant.
 inline constexpr int64_t depth_chunk = 128;
 inline constexpr int64_t packed_depth = 16;  // channels of a panel packed at a time: 18 KiB, so that they stay in L1
-inline constexpr int64_t run_tiles = 8;      // of NCHW staged at a time
+inline constexpr int64_t run_tiles = 8;      // of one row of tiles treated together
 inline constexpr int64_t enough_tiles = 24;  // a block of so many uses a filter often enough
 inline constexpr int64_t wide_block = 56;    // where the sums of a block do not fit L2 anyway
 inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel fit L2
@@ -59,6 +59,7 @@ struct Shape {
   int64_t input_row, input_step;    // of V: between tiles, between frequencies
   int64_t sum_row, sum_step;        // of M
   int64_t filter_step;              // of U, between frequencies
+  int64_t runs;                     // of one row of tiles
   int64_t stage_row, stage_pixels;  // of NCHW
 
   Shape(const Problem& p, int threads)
@@ -81,7 +82,8 @@ struct Shape {
     block = ceil_div(tiles, blocks);
     input_step = spread<A>(block * input_row), sum_step = spread<A>(block * sum_row);
     filter_step = spread<A>(by_panels ? std::min(depth_chunk, channels) * width : panels * channels * width);
-    stage_row = spread<A>(channels), stage_pixels = (run_tiles - 1) * P::outputs + P::size;
+    runs = ceil_div(w.tiles, run_tiles);
+    stage_row = spread<A>(std::min(channels, depth_chunk)), stage_pixels = (run_tiles - 1) * P::outputs + P::size;
   }
 
   int panel_vectors(int64_t panel) const {
@@ -92,28 +94,32 @@ struct Shape {
 template <class P, class T>
 struct Private {  // one thread's share of the workspace
   using A = arithmetic<T>;
-  const T** pixel;        // [size][size] of one tile
+  const void** pixel;     // [size][size] of one tile: of T, or of A in the stage
   const A** input_rows;   // [tile] of V, and of M
   A** sum_rows;
   A* input;   // V of a block
   A* sums;    // M of a block, or of one panel
   A* filter;  // U of a panel and a chunk
   A* packed;
+  A* stage;  // NCHW: [size][stage_pixels][channels] of a run
+  A* tile;   // NCHW: [outputs][outputs of a run][channels of a panel]
 
   Private(Arena& arena, const Shape<P, T>& s)
-      : pixel(arena.take<const T*>(P::frequencies)),
+      : pixel(arena.take<const void*>(P::frequencies)),
         input_rows(arena.take<const A*>(s.block)),
         sum_rows(arena.take<A*>(s.block)),
         input(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.input_step)),
         sums(arena.take<A>(P::frequencies * s.sum_step)),
         filter(arena.take<A>(s.by_panels ? P::frequencies * s.filter_step : 0)),
-        packed(arena.take<A>(filter_size * filter_size * packed_depth * s.width)) {}
+        packed(arena.take<A>(filter_size * filter_size * packed_depth * s.width)),
+        stage(arena.take<A>(s.planes ? P::size * s.stage_pixels * s.stage_row : 0)),
+        tile(arena.take<A>(s.planes ? P::outputs * run_tiles * P::outputs * s.width : 0)) {}
 };
 
 template <class P, class T>
 struct Work {
   using A = arithmetic<T>;
-  T* zeros;   // a pixel of the padding
+  A* zeros;   // a pixel of the padding
   A* start;   // what sums start from
   A* input;   // V of all tiles
   A* filter;  // U of all panels
@@ -121,7 +127,7 @@ struct Work {
   int64_t thread_bytes;
 
   Work(Arena& arena, const Shape<P, T>& s, int thread_count)
-      : zeros(arena.take<T>(s.channels)),
+      : zeros(arena.take<A>(s.channels)),
         start(arena.take<A>(s.width)),
         input(arena.take<A>(s.by_panels ? P::frequencies * s.input_step : 0)),
         filter(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.filter_step)) {

@@ -3,6 +3,7 @@
 #include "cpu/conv2d/pack.h"
 #include "cpu/epilogue.h"
 #include "shape.h"
+#include "simd/transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -26,7 +27,7 @@ class Winograd {
         source_(static_cast<const T*>(s_.dgrad ? args.y : args.x)),
         arena_(args.workspace),
         work_(arena_, s_, parallel.threads()) {
-    std::fill_n(work_.zeros, s_.channels, T{});
+    std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
     for (int64_t t = 0; t < taps; ++t) slot_[t] = s_.dgrad ? taps - 1 - t : t;
   }
@@ -40,6 +41,26 @@ class Winograd {
 
  private:
   using Own = Private<P, T>;
+
+  // Neighbouring tiles of one row of tiles.
+  struct Run {
+    int64_t tile, count;  // the first of all, and how many
+    int64_t n, y, x;      // image, and written position of the first
+  };
+
+  Run run_of(int64_t first, int64_t last) const {
+    const int64_t row = first / s_.w.tiles;
+    return {first, last - first, row / s_.h.tiles, row % s_.h.tiles * P::outputs, first % s_.w.tiles * P::outputs};
+  }
+
+  template <class F>
+  void each_run(int64_t first, int64_t last, F&& f) const {
+    for (int64_t t = first; t < last;) {
+      const int64_t end = std::min({last, t + run_tiles, (t / s_.w.tiles + 1) * s_.w.tiles});
+      f(run_of(t, end));
+      t = end;
+    }
+  }
 
   Own own(int thread) const {
     Arena arena(work_.threads + thread * work_.thread_bytes);
@@ -62,22 +83,30 @@ class Winograd {
       point_rows(mine, mine.input, s_.block);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
-        for (int64_t t = first; t < last; ++t) input(mine, t, 0, s_.channels, mine.input + (t - first) * s_.input_row);
+        each_run(first, last, [&](const Run& run) {
+          for (int64_t c = 0; c < s_.channels; c += depth_chunk)
+            input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
+        });
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels,
                      work_.filter + f * s_.filter_step + panel * s_.channels * s_.width);
-        for (int64_t t = first; t < last; ++t) output(mine.sums + (t - first) * s_.sum_row, t, 0, s_.columns);
+        each_run(first, last, [&](const Run& run) {
+          for (int64_t panel = 0; panel < s_.panels; ++panel)
+            output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
+        });
       }
     });
   }
 
   void run_by_panels() const {
-    parallel_(s_.tiles * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
+    const int64_t tile_rows = s_.tiles / s_.w.tiles;
+    parallel_(tile_rows * s_.runs * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t t = i / s_.chunks, c = i % s_.chunks * depth_chunk;
-        input(mine, t, c, std::min(depth_chunk, s_.channels - c), work_.input + t * s_.input_row + c);
+        const int64_t first = i / s_.chunks / s_.runs * s_.w.tiles, piece = i / s_.chunks % s_.runs;
+        const Run run = run_of(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
+        input(mine, run, i % s_.chunks * depth_chunk, work_.input + run.tile * s_.input_row);
       }
     });
     parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
@@ -90,8 +119,7 @@ class Winograd {
           for (int64_t f = 0; f < P::frequencies; ++f)
             multiply(mine, f, s_.tiles, panel, 0, c, depth, mine.filter + f * s_.filter_step);
         }
-        const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
-        for (int64_t t = 0; t < s_.tiles; ++t) output(mine.sums + t * s_.sum_row, t, first, count);
+        each_run(0, s_.tiles, [&](const Run& run) { output(mine, run, panel, mine.sums + run.tile * s_.sum_row); });
       }
     });
   }
@@ -119,20 +147,41 @@ class Winograd {
     }
   }
 
-  // V of the channels [first, first + count) of one tile.
-  void input(const Own& mine, int64_t tile, int64_t first, int64_t count, A* out) const {
-    const int64_t n = tile / (s_.h.tiles * s_.w.tiles), ti = tile / s_.w.tiles % s_.h.tiles, tj = tile % s_.w.tiles;
-    const int64_t y0 = ti * P::outputs + s_.h.origin, x0 = tj * P::outputs + s_.w.origin;
-    for (int64_t i = 0; i < P::size; ++i) {
-      const int64_t y = y0 + i;
-      const T* line = source_ + ((n * s_.h.source + y) * s_.w.source + x0) * s_.channels + first;
-      for (int64_t j = 0; j < P::size; ++j) {
-        const int64_t x = x0 + j;
-        const bool inside = y >= 0 && y < s_.h.source && x >= 0 && x < s_.w.source;
-        mine.pixel[i * P::size + j] = inside ? line + j * s_.channels : work_.zeros;
-      }
+  // V of up to depth_chunk channels of a run; the first tile's at `out`.
+  void input(const Own& mine, const Run& run, int64_t first, A* out) const {
+    const int64_t count = std::min(depth_chunk, s_.channels - first);
+    const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin;
+    if (!s_.planes) {
+      const int64_t row = s_.w.source * s_.channels;
+      const T* corner = source_ + (run.n * s_.h.source + y) * row + x * s_.channels + first;
+      return transform_run(mine, run, corner, row, s_.channels, count, out + first);
     }
-    transform_input<P>(mine.pixel, count, out, s_.input_step);
+    const int64_t left = std::max<int64_t>(x, 0);
+    const int64_t right = std::min(x + (run.count - 1) * P::outputs + P::size, s_.w.source);
+    for (int64_t i = 0; i < P::size; ++i)
+      if (y + i >= 0 && y + i < s_.h.source && left < right)
+        transpose(source_ + ((run.n * s_.channels + first) * s_.h.source + y + i) * s_.w.source + left,
+                  s_.h.source * s_.w.source, count, right - left,
+                  mine.stage + (i * s_.stage_pixels + left - x) * s_.stage_row, s_.stage_row);
+    transform_run<A>(mine, run, mine.stage, s_.stage_pixels * s_.stage_row, s_.stage_row, count, out + first);
+  }
+
+  // `corner` is where the first pixel of the first tile lies, or would lie; `row` and `step` lead to its neighbours.
+  template <class S>
+  void transform_run(const Own& mine, const Run& run, const S* corner, int64_t row, int64_t step, int64_t count,
+                     A* out) const {
+    const S** pixel = reinterpret_cast<const S**>(mine.pixel);
+    const S* zeros = reinterpret_cast<const S*>(work_.zeros);
+    for (int64_t t = 0; t < run.count; ++t) {
+      const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin + t * P::outputs;
+      const S* tile = corner + t * P::outputs * step;
+      for (int64_t i = 0; i < P::size; ++i)
+        for (int64_t j = 0; j < P::size; ++j) {
+          const bool inside = y + i >= 0 && y + i < s_.h.source && x + j >= 0 && x + j < s_.w.source;
+          pixel[i * P::size + j] = inside ? tile + i * row + j * step : zeros;
+        }
+      transform_input<P>(pixel, count, out + t * s_.input_row, s_.input_step);
+    }
   }
 
   // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
@@ -162,20 +211,44 @@ class Winograd {
     }
   }
 
-  // Writes `count` channels from `first` on of one tile, whose sums lie at m.
-  void output(const A* m, int64_t tile, int64_t first, int64_t count) const {
-    const int64_t n = tile / (s_.h.tiles * s_.w.tiles), ti = tile / s_.w.tiles % s_.h.tiles, tj = tile % s_.w.tiles;
-    const int64_t y0 = ti * P::outputs, x0 = tj * P::outputs;
-    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - y0);
-    const int64_t cols = std::min<int64_t>(P::outputs, s_.w.written - x0);
-    for (int64_t k = 0; k < count; k += lanes) {
-      Vec<A> y[P::outputs][P::outputs];
-      transform_output<P>(m + k, s_.sum_step, y);
-      const int some = static_cast<int>(std::min<int64_t>(lanes, count - k));
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < cols; ++j)
-          tail_.put_channels(n, first + k, (y0 + i) * s_.w.written + x0 + j, y[i][j], some);
+  // Writes the channels of a panel of a run; the first tile's sums lie at m.
+  void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
+    const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
+    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - run.y);
+    const int64_t cols = std::min(run.count * P::outputs, s_.w.written - run.x);
+    for (int64_t t = 0; t < run.count; ++t, m += s_.sum_row) {
+      const int64_t x = t * P::outputs, some_cols = std::min<int64_t>(P::outputs, cols - x);
+      for (int64_t k = 0; k < count; k += lanes) {
+        Vec<A> y[P::outputs][P::outputs];
+        transform_output<P>(m + k, s_.sum_step, y);
+        const int some = static_cast<int>(std::min<int64_t>(lanes, count - k));
+        if (s_.planes) {
+          for (int64_t i = 0; i < P::outputs; ++i)
+            for (int64_t j = 0; j < P::outputs; ++j)
+              store(mine.tile + (i * run_tiles * P::outputs + x + j) * s_.width + k, y[i][j]);
+          continue;
+        }
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < some_cols; ++j)
+            tail_.put_channels(run.n, first + k, (run.y + i) * s_.w.written + run.x + x + j, y[i][j], some);
+      }
     }
+    if (s_.planes)
+      for (int64_t i = 0; i < rows; ++i) put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
+  }
+
+  // One row of a run's outputs, [pixel][channel of the panel], into planes.
+  void put_row(const A* from, const Run& run, int64_t i, int64_t cols, int64_t panel) const {
+    const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
+    for (int64_t x = 0; x < cols; x += lanes)
+      for (int64_t k = 0; k < count; k += lanes) {
+        const int some = static_cast<int>(std::min<int64_t>(lanes, cols - x));
+        Vec<A> block[lanes];
+        for (int c = 0; c < lanes; ++c) block[c] = c < some ? load(from + (x + c) * s_.width + k) : Vec<A>::zero();
+        transpose(block);
+        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c)
+          tail_.put_pixels(run.n, first + k + c, (run.y + i) * s_.w.written + run.x + x, block[c], some);
+      }
   }
 
   const Problem& p_;
@@ -191,7 +264,6 @@ class Winograd {
 
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
-  if (p.layout != Layout::nhwc) return "The layout is nchw: the channels of a pixel must lie together.";
   const auto differs = [](const char* what, int64_t h, int64_t w, const char* only) {
     return std::string("The ") + what + " is " + std::to_string(h) + "x" + std::to_string(w) + ": " + only;
   };
