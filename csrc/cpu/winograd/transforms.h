@@ -8,10 +8,11 @@
 #include <numbers>
 
 #include "cpu/conv2d/microkernel.h"
+#include "cut.h"
 
 namespace fastconv::FASTCONV_ISA::winograd {
 
-inline constexpr int filter_size = 3;
+using fastconv::winograd::filter_size;
 
 template <int outputs>
 struct Points;
@@ -140,9 +141,8 @@ void transform_filter(const A* packed, int64_t packed_step, int64_t count, A* ou
   for (int64_t k = 0; k < count; k += V::lanes)
     transform<filter_size, P::size, V>(
         [](const auto& g, auto& u) __attribute__((always_inline)) { P::filter(g, u); },
-        [&](auto i, auto j) __attribute__((always_inline)) {
-          return load(packed + (i * filter_size + j) * packed_step + k);
-        },
+        [&](auto i, auto j)
+            __attribute__((always_inline)) { return load(packed + (i * filter_size + j) * packed_step + k); },
         [&](auto i, auto j, V u) __attribute__((always_inline)) { store(out + (i * P::size + j) * out_step + k, u); });
 }
 

@@ -15,7 +15,6 @@ template <class P, class T>
 class Winograd {
   using A = arithmetic<T>;
   static constexpr int lanes = Vec<A>::lanes;
-  static constexpr int taps = filter_size * filter_size;
 
  public:
   Winograd(const Problem& p, const Args& args, const Parallel& parallel)
@@ -29,7 +28,7 @@ class Winograd {
         work_(arena_, s_, parallel.threads()) {
     std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
-    for (int64_t t = 0; t < taps; ++t) slot_[t] = s_.dgrad ? taps - 1 - t : t;
+    for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
   }
 
   void run() const {
@@ -68,12 +67,11 @@ class Winograd {
   }
 
   void run_by_tiles() const {
-    const int64_t pieces = ceil_div(s_.channels, depth_chunk);
-    parallel_(s_.panels * pieces, [&](int64_t begin, int64_t end, int thread) {
+    parallel_(s_.panels * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t panel = i / pieces, first = i % pieces * depth_chunk;
-        const int64_t width = s_.panel_vectors(panel) * lanes;
+        const int64_t panel = i / s_.chunks, first = i % s_.chunks * depth_chunk;
+        const int64_t width = s_.vectors(panel) * lanes;
         filter(mine, panel, first, std::min(depth_chunk, s_.channels - first),
                work_.filter + panel * s_.channels * s_.width + first * width);
       }
@@ -138,7 +136,7 @@ class Winograd {
     f.column = s_.dgrad ? stride[1] : stride[0], f.depth = s_.dgrad ? stride[0] : stride[1];
     f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = f.window_w = filter_size;
-    const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width), width = s_.panel_vectors(panel) * lanes;
+    const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width), width = s_.vectors(panel) * lanes;
     for (int64_t d = 0; d < depth; d += packed_depth) {
       const int64_t some = std::min(packed_depth, depth - d);
       f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + (first + d) * f.depth;
@@ -187,7 +185,7 @@ class Winograd {
   // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
   void multiply(const Own& mine, int64_t f, int64_t tiles, int64_t panel, int64_t column, int64_t first, int64_t depth,
                 const A* filter) const {
-    const int vectors = s_.panel_vectors(panel);
+    const int vectors = s_.vectors(panel);
     Tile<A> tile;
     tile.taps = 1;
     tile.start = work_.start;
@@ -234,7 +232,8 @@ class Winograd {
       }
     }
     if (s_.planes)
-      for (int64_t i = 0; i < rows; ++i) put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
+      for (int64_t i = 0; i < rows; ++i)
+        put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
   }
 
   // One row of a run's outputs, [pixel][channel of the panel], into planes.
@@ -259,7 +258,7 @@ class Winograd {
   const T* source_;
   Arena arena_;
   const Work<P, T> work_;
-  int64_t slot_[taps];
+  int64_t slot_[filter_taps];
 };
 
 std::string refuses(const Problem& p) {
@@ -273,8 +272,7 @@ std::string refuses(const Problem& p) {
     return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
   if (p.h.dilation != 1 || p.w.dilation != 1)
     return differs("dilation", p.h.dilation, p.w.dilation, "the taps must be neighbours.");
-  if (p.groups != 1)
-    return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
+  if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
   return {};
 }
 
