@@ -210,7 +210,7 @@ class Winograd {
   }
 
   // Writes the channels of a panel of a run; the first tile's sums lie at m.
-  void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
+  [[gnu::flatten]] void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
     const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
     const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - run.y);
     const int64_t cols = std::min(run.count * P::outputs, s_.w.written - run.x);
