@@ -9,6 +9,7 @@
 
 #include "cpu/conv2d/microkernel.h"
 #include "cut.h"
+#include "simd/opaque.h"
 
 namespace fastconv::FASTCONV_ISA::winograd {
 
@@ -100,20 +101,30 @@ struct Points<4> {
   }
 };
 
-// step on the In columns of load(i, j), then on the Out rows of the result, which store(i, j, v) takes.
+// f(i, first + i·step) for each i below count.
+template <int count, class T, class F>
+[[gnu::always_inline]] inline void walk(T* first, int64_t step, F f) {
+  T* at = opaque(first);
+  unrolled<count>([&](auto i) __attribute__((always_inline)) {
+    f(i, at);
+    at += step;
+  });
+}
+
+// step on the In columns that load(j, column) fills, then on the Out rows of the result, which store(i, row) takes.
 template <int In, int Out, class V, class Step, class Load, class Store>
 [[gnu::always_inline]] inline void transform(Step step, Load load, Store store) {
   V rows[Out][In];
   unrolled<In>([&](auto j) __attribute__((always_inline)) {
     V in[In], out[Out];
-    unrolled<In>([&](auto i) __attribute__((always_inline)) { in[i] = load(i, j); });
+    load(j, in);
     step(in, out);
     unrolled<Out>([&](auto i) __attribute__((always_inline)) { rows[i][j] = out[i]; });
   });
   unrolled<Out>([&](auto i) __attribute__((always_inline)) {
     V out[Out];
     step(rows[i], out);
-    unrolled<Out>([&](auto j) __attribute__((always_inline)) { store(i, j, out[j]); });
+    store(i, out);
   });
 }
 
@@ -125,8 +136,14 @@ void transform_input(const T* const* pixel, int64_t channels, arithmetic<T>* out
   const auto square = [&](int64_t c, auto load_pixel) __attribute__((always_inline)) {
     transform<P::size, P::size, V>(
         [](const auto& d, auto& v) __attribute__((always_inline)) { P::input(d, v); },
-        [&](auto i, auto j) __attribute__((always_inline)) { return load_pixel(pixel[i * P::size + j] + c); },
-        [&](auto i, auto j, V v) __attribute__((always_inline)) { store(out + (i * P::size + j) * step + c, v); });
+        [&](auto j, auto& column) __attribute__((always_inline)) {
+          unrolled<P::size>([&](auto i)
+                                __attribute__((always_inline)) { column[i] = load_pixel(pixel[i * P::size + j] + c); });
+        },
+        [&](auto i, const auto& row) __attribute__((always_inline)) {
+          walk<P::size>(out + i * P::size * step + c, step,
+                        [&](auto j, auto* at) __attribute__((always_inline)) { store(at, row[j]); });
+        });
   };
   int64_t c = 0;
   for (; c + V::lanes <= channels; c += V::lanes) square(c, [](const T* p) { return load(p); });
@@ -141,9 +158,14 @@ void transform_filter(const A* packed, int64_t packed_step, int64_t count, A* ou
   for (int64_t k = 0; k < count; k += V::lanes)
     transform<filter_size, P::size, V>(
         [](const auto& g, auto& u) __attribute__((always_inline)) { P::filter(g, u); },
-        [&](auto i, auto j)
-            __attribute__((always_inline)) { return load(packed + (i * filter_size + j) * packed_step + k); },
-        [&](auto i, auto j, V u) __attribute__((always_inline)) { store(out + (i * P::size + j) * out_step + k, u); });
+        [&](auto j, auto& column) __attribute__((always_inline)) {
+          walk<filter_size>(packed + j * packed_step + k, filter_size * packed_step,
+                            [&](auto i, auto* at) __attribute__((always_inline)) { column[i] = load(at); });
+        },
+        [&](auto i, const auto& row) __attribute__((always_inline)) {
+          walk<P::size>(out + i * P::size * out_step + k, out_step,
+                        [&](auto j, auto* at) __attribute__((always_inline)) { store(at, row[j]); });
+        });
 }
 
 // One register of channels of an output tile, from the sums of its frequencies at m + f·step.
@@ -151,8 +173,13 @@ template <class P, class A>
 void transform_output(const A* m, int64_t step, Vec<A> (&y)[P::outputs][P::outputs]) {
   transform<P::size, P::outputs, Vec<A>>(
       [](const auto& in, auto& out) __attribute__((always_inline)) { P::output(in, out); },
-      [&](auto i, auto j) __attribute__((always_inline)) { return load(m + (i * P::size + j) * step); },
-      [&](auto i, auto j, Vec<A> v) __attribute__((always_inline)) { y[i][j] = v; });
+      [&](auto j, auto& column) __attribute__((always_inline)) {
+        walk<P::size>(m + j * step, P::size * step,
+                      [&](auto i, auto* at) __attribute__((always_inline)) { column[i] = load(at); });
+      },
+      [&](auto i, const auto& row) __attribute__((always_inline)) {
+        unrolled<P::outputs>([&](auto j) __attribute__((always_inline)) { y[i][j] = row[j]; });
+      });
 }
 
 }  // namespace fastconv::FASTCONV_ISA::winograd
