@@ -42,9 +42,7 @@ def relative_bound(dtype: str, terms: int, algorithm: str = "direct") -> float:
     return direct + storage(dtype) + (2 * UNIT["tf32"] if dtype == "tf32" else 0)
 
 
-def allowed(
-    dtype: str, terms: int, algorithm: str, size: Tensor, expected: Tensor, *, roundings: int = 1
-) -> Tensor:
+def allowed(dtype: str, terms: int, algorithm: str, size: Tensor, expected: Tensor, *, roundings: int = 1) -> Tensor:
     """The error each element may have, after the epilogue.
 
     size: the sum of absolute products with bias and residual. roundings: how often 16-bit types are rounded.

@@ -115,10 +115,15 @@ struct Rates {
   double memory;     // bytes of all cores
 };
 
-inline double estimated_seconds(const Cost& cost, int threads, const Rates& rates) {
-  const double core =
-      cost.product_flops / rates.flops + cost.transform_bytes / rates.transform + cost.shared_bytes / rates.shared;
-  return core * cost.imbalance / threads + cost.memory_bytes / rates.memory;
+// Zen 4, both cores, f32, 2026-11-22, fitted to 104 measurements: the layers of resnet50 and vgg16, batch 1 and 8, both
+// layouts, both tiles, AVX2 and AVX-512. The estimate is 0.83 to 1.11 times the measured time in 90 % of them and never
+// below 0.70 times (64 channels at 224x224, whose operands come from memory). shared and memory never decided there.
+inline constexpr Rates zen4{90e9, 77e9, 25e9, 20e9};
+
+// The cores' own work, unless the caches or the memory they share take longer.
+inline double estimated_seconds(const Cost& cost, int threads, const Rates& rates = zen4) {
+  const double core = (cost.product_flops / rates.flops + cost.transform_bytes / rates.transform) * cost.imbalance;
+  return std::max({core / threads, cost.shared_bytes / rates.shared / threads, cost.memory_bytes / rates.memory});
 }
 
 }  // namespace fastconv::winograd
