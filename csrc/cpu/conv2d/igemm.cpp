@@ -192,7 +192,7 @@ class Igemm {
     const AxisPhase &h = phase.h, &w = phase.w;
     const S** rows = reinterpret_cast<const S**>(own.rows);
     const S* zeros = reinterpret_cast<const S*>(work_.zeros);
-    const int64_t count = end - begin;
+    const int64_t count = end - begin, step = w.step * source.pixel;
     int64_t n = begin / phase.grid(), i = begin % phase.grid() / w.grid, j = begin % w.grid;
     for (int64_t m = 0; m < count;) {  // a stretch of one grid row at a time
       const int64_t stretch = std::min(count - m, w.grid - j);
@@ -209,10 +209,14 @@ class Igemm {
         const S* line = source.base + n * source.image + y * source.row;
         for (int64_t b = 0; b < w.taps; ++b, row += count) {
           const int64_t x = j * w.step + w.first + b * w.tap_step;
-          for (int64_t q = 0; q < stretch; ++q) {
-            const int64_t at = x + q * w.step;
-            row[q] = at >= 0 && at < w.source_size ? line + at * source.pixel : zeros;
-          }
+          const S* at = line + x * source.pixel;
+          if (x >= 0 && x + (stretch - 1) * w.step < w.source_size)
+            for (int64_t q = 0; q < stretch; ++q) row[q] = at + q * step;
+          else
+            for (int64_t q = 0; q < stretch; ++q) {
+              const int64_t column = x + q * w.step;
+              row[q] = column >= 0 && column < w.source_size ? at + q * step : zeros;
+            }
         }
       }
       m += stretch, j = 0;
