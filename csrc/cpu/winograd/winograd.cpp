@@ -1,3 +1,40 @@
+// Winograd convolution, F(2x2,3x3) and F(4x4,3x3): fprop, and dgrad as fprop of dy with the filter turned around and
+// its padding 2 - p; channels_last and NCHW. Matrices: transforms.h; how the work is cut and what it costs: cut.h.
+//
+// A tile of m x m outputs reads (m + 2)^2 pixels. With their transform V, the filter's U and the product of each
+// frequency M = V·U (16 or 36 matrix products of tiles x input channels x output channels, by the register tile of
+// igemm) an output takes 4 multiplications a channel instead of 9, or 2.25.
+//
+//   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products,
+//   outputs.
+//               V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
+//   by panels   few tiles (small maps): V of all tiles is written once; each thread walks panels of two registers of
+//               output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor does M.
+//
+// Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
+// derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
+// NCHW is staged, runs of 8 tiles at a time, through transposes in registers on the way in and out.
+//
+// Every sum runs over the input channels in one order, 128 at a time: neither the cut nor the threads show in the bits.
+//
+// Predicted for 64@56, batch 1, F(4x4), before it was measured: 58 MFLOP of products at 2 x 105 GFLOP/s and 7 MB
+// through the transforms at 2 x 100 GB/s, 0.31 ms or 745 GFLOP/s of the direct count. Outcome 0.37 to 0.43 ms: products
+// run at 90, transforms at 77 (cut.h). Measured (Zen 4, both cores, f32, KCRS weights, 2026-11-22, GFLOP/s of the
+// direct count, medians, channels_last, batch 1 / 8; torch is the better of its two layouts, all in turns):
+//                 winograd4 avx512   avx2        winograd2 avx512   igemm avx512   torch
+//   64@56         533 / 524          472 / 493   336 / 330          208 / 202      205 / 218
+//   128@28        585 / 627          539 / 562   382 / 399          210 / 210      206 / 222
+//   256@14        409 / 515          361 / 496   339 / 411          187 / 215      203 / 236
+//   512@7         270 / 491          248 / 446   221 / 296          154 / 208      172 / 236
+//   64@224        521 / 530          507 / 504   341 / 351          205 / 205      221 / 173
+//   128@112       631 / 634          590 / 601   398 / 407          210 / 207      222 / 195
+//   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
+//   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
+//   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
+// dgrad the same within 10 % (64@56, batch 1: 567 / 512). NCHW is 3 to 12 % slower, 25 % at 64@224.
+// F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
+// lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
+// (8@112: 118 against 72).
 #include <type_traits>
 
 #include "cpu/conv2d/pack.h"
