@@ -60,6 +60,24 @@ class Kernel:
     def is_torch(self) -> bool:
         return self.name.endswith("_aten")
 
+    @property
+    def algorithm(self) -> str:
+        """The middle of the name: "igemm", "winograd4", "aten", ..."""
+        return algorithm_of(self.name)
+
+    @property
+    def spreads_nan(self) -> bool:
+        """Whether one NaN or infinity in an operand makes other outputs NaN than it does in torch.
+
+        A Winograd tile computes its outputs from sums over all its pixels and all taps; 0 · inf and inf - inf are NaN.
+        """
+        return self.algorithm.startswith("winograd")
+
+
+def algorithm_of(name: str) -> str:
+    """The algorithm a kernel's name ``family/pass_algorithm_target`` speaks of."""
+    return name.split("/")[-1].split("_")[1] if "_" in name else name
+
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
