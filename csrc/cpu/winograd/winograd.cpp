@@ -324,15 +324,21 @@ int64_t workspace(const Problem& p, int threads) {
 }
 
 template <class P>
+Cost cost_of(const Problem& p, int threads) {
+  const int64_t lanes = p.dtype == Dtype::f64 ? Vec<double>::lanes : Vec<float>::lanes;
+  return cost(p, threads, P::outputs, lanes);
+}
+
+template <class P>
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype, [&](auto* t) { Winograd<P, std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
 }
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
-extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
-extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
-extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
+extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
+extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
+extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
+extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
 
 }  // namespace fastconv::FASTCONV_ISA
