@@ -31,7 +31,7 @@
 //   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
 //   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
 //   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
-// dgrad the same within 10 % (64@56, batch 1: 567 / 512). NCHW is 3 to 12 % slower, 25 % at 64@224.
+// dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower, 25 % at 64@224.
 // F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
 // lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
 // (8@112: 118 against 72).
