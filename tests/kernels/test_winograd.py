@@ -15,7 +15,7 @@ from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
 from fastconv.testing.check import run_guarded
 
-OVERHEAD = 7 / 6  # products of short sums run at 6/7 of the full rate
+OVERHEAD = (64 + 21) / 64  # sums over 64 channels are stored as quickly as 21 more are added
 ROOT = Path(__file__).parents[2]
 KERNELS = [k for k in registry.kernels() if k.algorithm in tolerances.TILE]
 BY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)

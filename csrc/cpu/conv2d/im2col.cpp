@@ -300,6 +300,19 @@ int64_t workspace(const Problem& p, int threads) {
   return bytes;
 }
 
+// Columns are written and read once, the filter is packed, and sums go to memory once.
+Cost cost(const Problem& p, int) {
+  const double element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
+  const double pixels = double(p.pass == Pass::dgrad ? p.x_elements() / p.c : p.y_elements() / p.k);
+  const double depth = p.flops() / (2 * pixels * double(p.written_channels()));  // of one sum
+  Cost cost;
+  cost.flops = p.flops();
+  cost.moved = 2 * element * (pixels * depth * double(p.groups) + double(p.w_elements())) +
+               element * pixels * double(p.written_channels());
+  cost.memory = p.bytes();
+  return cost;
+}
+
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype,
              [&](auto* t) { Product<std::remove_pointer_t<decltype(t)>>(p, args, parallel.threads()).run(parallel); });
@@ -307,7 +320,7 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_im2col{refuses, workspace, run};
-extern const KernelBody conv2d_dgrad_im2col{refuses, workspace, run};
+extern const KernelBody conv2d_fprop_im2col{refuses, workspace, run, cost};
+extern const KernelBody conv2d_dgrad_im2col{refuses, workspace, run, cost};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -17,8 +17,9 @@ inline constexpr int64_t depth_chunk = 128;
 inline constexpr int64_t enough_tiles = 24;  // a block of so many uses a transformed filter often enough
 inline constexpr int64_t wide_block = 56;    // where the sums of a block do not fit L2 anyway
 inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel fit L2
-// Products of at most depth_chunk channels run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
-inline constexpr double product_overhead = 7.0 / 6;
+// Starting and storing the sums of a register tile takes as long as so many channels: products of depth_chunk channels
+// run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
+inline constexpr double sum_overhead = 21;
 inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -67,7 +68,8 @@ struct Cut {
 
 // With T tiles, C input channels, K output channels rounded up to registers, F = (m + 2)^2 frequencies and elements of
 // e bytes:
-//   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times
+//   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times, and
+//                the sums of every chunk of C
 //   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them
 //   input        F loads and F stores for each of T·C squares; NCHW stages the F pixels before
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
@@ -84,7 +86,7 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
   const double filters = f * channels * columns, inputs = f * tiles * channels, sums = f * tiles * columns;
 
   Cost cost;
-  cost.flops = 2 * product_overhead * filters * tiles;
+  cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
   cost.moved = e * channels * columns * (f + 3 * filter_taps) + e * tiles * round(c.channels) * (planes ? 4 : 2) * f +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
