@@ -8,6 +8,7 @@
 // Zen 4, 2 cores, 2026-11-22, float, batch 1, best of turns on a loaded machine, microseconds AVX-512 / AVX2 / torch's
 // NCHW: 192@28 82/98/152 · 384@14 62/79/106 · 576@14 stride 2 70/69/114 · 960@7 79/88/99 · 5x5 240@28 148/157/192.
 // Channels last is 3 to 7 times as fast, and torch's channels last as fast as this.
+#include "in_place.h"
 #include "plane.h"
 
 namespace fastconv::FASTCONV_ISA::depthwise {
@@ -214,6 +215,7 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
 }  // namespace
 
 int64_t gather_nchw_workspace(const Problem& p, int threads) {
+  if (in_place(p)) return gather_in_place_workspace(p, threads);
   int64_t bytes = 0;
   with_dtype(p.dtype, [&](auto* t) {
     using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
@@ -223,6 +225,7 @@ int64_t gather_nchw_workspace(const Problem& p, int threads) {
 }
 
 void gather_nchw(const Problem& p, const Args& args, const Parallel& parallel) {
+  if (in_place(p)) return gather_in_place(p, args, parallel);
   with_dtype(p.dtype, [&](auto* t) { gather<std::remove_pointer_t<decltype(t)>>(p, args, parallel); });
 }
 

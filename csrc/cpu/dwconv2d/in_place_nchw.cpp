@@ -1,0 +1,271 @@
+// Depthwise fprop and stride-1 dgrad of NCHW planes that are read where they lie: no padded copy, no scratch.
+#include "in_place.h"
+
+#include "core/machine.h"
+#include "simd/fma_into.h"
+#include "simd/lanes.h"
+#include "simd/tags.h"
+
+namespace fastconv::FASTCONV_ISA::depthwise {
+
+namespace {
+
+constexpr int64_t pair = 2;  // rows in a register where two fit
+constexpr int pair_rows_of_tile = 2;
+
+// Output registers of a tile, one below the other: 4 and the 9 taps of a 3x3 filter fill 16 registers.
+template <int S, bool Paired>
+constexpr int tile_rows = !Paired && (vector_registers > 16 || S > 3) ? 7 : 4;
+
+// One plane on its way through the tiles; all but the first five members are the same for every plane.
+template <class T>
+struct Plane {
+  using A = arithmetic<T>;
+  int64_t n, c;
+  const A* x;
+  T* out;
+  A start;      // of the sums: the bias
+  const A* w;   // the taps in the order the source is read
+  Tail<T> tail;  // what is left to do after the bias
+  bool plain;    // nothing but a store
+  bool overlap;  // lanes beyond a row may be written: their owner writes them again, later
+  int64_t source_rows, source_width;
+  int64_t rows, width;
+  int64_t top, left;  // where output (0, 0) finds its first tap, in the source
+
+  void put(int64_t at, Vec<A> value, int64_t count) const {
+    constexpr int64_t lanes = Vec<A>::lanes;
+    const int stored = static_cast<int>(overlap && at + lanes <= rows * width ? lanes : count);
+    if (plain)
+      store(out + at, value, stored);
+    else
+      tail.put_pixels(n, c, at, value, stored);
+  }
+};
+
+inline uint64_t bits_between(int64_t first, int64_t last, int64_t most) {
+  first = std::clamp<int64_t>(first, 0, most), last = std::clamp<int64_t>(last, first, most);
+  return ((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1);
+}
+
+// Which lanes read inside the source, for each load of a row: stride 1 loads once a tap, stride 2 twice for two taps.
+template <class A, int S, int Stride, bool Paired>
+struct Inside {
+  static constexpr int loads = Stride == 1 ? S : S + 1;
+  static constexpr int64_t lanes = Vec<A>::lanes;
+  Lanes<A> both[loads], upper[Paired ? loads : 1], lower[Paired ? loads : 1];  // rows of a pair
+
+  Inside() = default;
+  template <class T>
+  Inside(const Plane<T>& k, int64_t j) {
+    const int64_t first = j * Stride + k.left;
+    for (int i = 0; i < loads; ++i) {
+      const int64_t at = first + (Stride == 1 || i % 2 == 0 ? i : i - 1 + lanes);  // the source column of lane 0
+      const uint64_t row = bits_between(-at, k.source_width - at, Paired ? k.width : lanes);
+      both[i] = Lanes<A>::of(Paired ? row | row << k.width : row);
+      if constexpr (Paired) upper[i] = Lanes<A>::of(row), lower[i] = Lanes<A>::of(row << k.width);
+    }
+  }
+};
+
+// The taps of a 3x3 filter stay in registers for a whole plane; larger filters are read from memory.
+template <class A, int S>
+struct Weights {
+  static constexpr bool held = S == 3;
+  Vec<A> taps[held ? S * S : 1];
+  const A* from;
+  [[gnu::always_inline]] inline explicit Weights(const A* w) : from(w) {
+    if constexpr (held)
+      unroll<S * S>([&](auto i) __attribute__((always_inline)) { taps[i] = Vec<A>::broadcast(w[i]), hold(taps[i]); });
+  }
+  template <int i>
+  [[gnu::always_inline]] inline void add(Vec<A>& sum, Vec<A> x) const {
+    if constexpr (held)
+      fma_into(sum, x, taps[i]);
+    else
+      fma_into(sum, x, from + i);
+  }
+};
+
+// Rows output registers below each other, at column j: each source row (pair of rows) is loaded once for all of them.
+template <class T, int S, int Stride, bool Paired, int Rows>
+[[gnu::always_inline]] inline void tile(const Plane<T>& k, int64_t i, int64_t j,
+                                        const Inside<arithmetic<T>, S, Stride, Paired>& inside,
+                                        const Weights<arithmetic<T>, S>& weights) {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
+  constexpr int step = Paired ? pair : Stride;  // source rows from one output register to the next
+  constexpr int out_rows = Paired ? pair : 1;
+  V sum[Rows];
+  unroll<Rows>([&](auto q) __attribute__((always_inline)) { sum[q] = V::broadcast(k.start); });
+  const int64_t first = i * Stride + k.top;
+  const A* x = k.x + first * k.source_width + j * Stride + k.left;
+  unroll<(Rows - 1) * step + S>([&](auto a) __attribute__((always_inline)) {
+    const int64_t row = first + a;
+    if (row >= k.source_rows || row < (Paired ? 1 - pair : 0)) return;
+    const Lanes<A>* lanes = inside.both;
+    if constexpr (Paired) lanes = row < 0 ? inside.lower : row + 1 == k.source_rows ? inside.upper : inside.both;
+    const A* from = x + a * k.source_width;
+    const auto add = [&](auto tap_column, V tap) __attribute__((always_inline)) {
+      constexpr int s = decltype(tap_column)::value;
+      unroll<Rows>([&](auto q) __attribute__((always_inline)) {
+        constexpr int r = decltype(a)::value - step * decltype(q)::value;
+        if constexpr (r >= 0 && r < S) weights.template add<r * S + s>(sum[q], tap);
+      });
+    };
+    if constexpr (Stride == 1)
+      unroll<S>([&](auto s) __attribute__((always_inline)) { add(s, load(from + s, lanes[s])); });
+    else
+      unroll<(S + 1) / 2>([&](auto half) __attribute__((always_inline)) {
+        constexpr int s = 2 * decltype(half)::value;
+        V even = load(from + s, lanes[s]), odd = load(from + s + V::lanes, lanes[s + 1]);
+        unweave(even, odd);
+        add(std::integral_constant<int, s>{}, even);
+        if constexpr (s + 1 < S) add(std::integral_constant<int, s + 1>{}, odd);
+      });
+  });
+  const int64_t count = Paired ? pair * k.width : std::min<int64_t>(V::lanes, k.width - j);
+  unroll<Rows>([&](auto q) __attribute__((always_inline)) {
+    const int64_t at = (i + q * out_rows) * k.width + j;
+    k.put(at, sum[q], std::min(count, k.rows * k.width - at));
+  });
+}
+
+// Where the planes of one thread come from.
+template <class T>
+class Planes {
+  using A = arithmetic<T>;
+
+ public:
+  Planes(const Problem& p, const Args& args, A* scratch)
+      : p_(p),
+        args_(args),
+        h_(phase_of(p.h, p.pass, 0)),
+        w_(phase_of(p.w, p.pass, 0)),
+        tail_(p, args),
+        taps_(scratch),
+        wide_(scratch + aligned(p.taps(), line)) {}
+
+  Plane<T> first() const {
+    Plane<T> k{0, 0, nullptr, nullptr, A(0), taps_, tail_, false, !tail_.residual, h_.in, w_.in, h_.count, w_.count,
+               h_.offset, w_.offset};
+    k.tail.bias = nullptr;
+    k.plain = !tail_.residual && tail_.activation == Activation::none;
+    return k;
+  }
+
+  void take(Plane<T>& k, int64_t i) const {
+    k.n = i / p_.c, k.c = i % p_.c;
+    k.out = tail_.out + tail_.out_at(k.n, k.c, 0);
+    k.start = tail_.bias ? widen(tail_.bias[k.c]) : A(0);
+    const T* filter = static_cast<const T*>(args_.w) + k.c * args_.w_stride[0] + h_.tap * args_.w_stride[2] +
+                      w_.tap * args_.w_stride[3];
+    const int64_t row = h_.tap_step * args_.w_stride[2], step = w_.tap_step * args_.w_stride[3];
+    A* taps = taps_;
+    for (int64_t r = 0; r < h_.taps; ++r, filter += row)
+      for (int64_t s = 0; s < w_.taps; ++s) *taps++ = widen(filter[s * step]);
+    const int64_t pixels = h_.in * w_.in;
+    const T* x = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x) + i * pixels;
+    if constexpr (std::is_same_v<T, A>) {
+      k.x = x;
+    } else {
+      constexpr int64_t lanes = Vec<A>::lanes;
+      for (int64_t at = 0; at < pixels; at += lanes) {
+        const int count = static_cast<int>(std::min(lanes, pixels - at));
+        store(wide_ + at, load(x + at, count), count);
+      }
+      k.x = wide_;
+    }
+  }
+
+  // Two rows share a register where the source is as wide as the result.
+  bool paired() const { return w_.in_step == 1 && w_.in == w_.count && pair * w_.count <= Vec<A>::lanes; }
+
+ private:
+  const Problem& p_;
+  const Args& args_;
+  Phase h_, w_;
+  Tail<T> tail_;
+  A *taps_, *wide_;
+};
+
+template <class T, int S, int Stride, bool Paired>
+void run_planes(const Planes<T>& planes, int64_t first, int64_t last) {
+  Plane<T> k = planes.first();
+  using A = arithmetic<T>;
+  using Columns = Inside<A, S, Stride, Paired>;
+  constexpr int64_t lanes = Vec<A>::lanes;
+  constexpr int64_t unit = Paired ? pair : 1;
+  constexpr int64_t kept = 16;
+  constexpr int most = tile_rows<S, Paired>;
+  // Source rows of a band stay in the first cache from one column of registers to the next.
+  const int64_t row_bytes = Stride * k.source_width * static_cast<int64_t>(sizeof(A));
+  const int64_t band = std::max<int64_t>(1, machine().l1 / 2 / row_bytes / most) * most * unit;
+  const int64_t columns = (k.width + lanes - 1) / lanes;
+  const auto column_of = [&](int64_t b) {
+    return k.overlap ? std::max<int64_t>(0, std::min(b * lanes, k.width - lanes)) : b * lanes;
+  };
+  Columns table[kept];
+  for (int64_t b = 0; b < std::min(columns, kept); ++b) table[b] = Columns(k, column_of(b));
+  for (int64_t plane = first; plane < last; ++plane) {
+    planes.take(k, plane);
+    const Weights<A, S> weights(k.w);
+    for (int64_t begin = 0; begin < k.rows; begin += band) {
+      const int64_t end = std::min(k.rows, begin + band);
+      for (int64_t b = 0; b < columns; ++b) {
+        const int64_t j = column_of(b);
+        if (b >= kept) table[kept - 1] = Columns(k, j);
+        const Columns& inside = table[std::min(b, kept - 1)];
+        int64_t i = begin;
+        for (; i + (most - 1) * unit < end; i += most * unit)
+          tile<T, S, Stride, Paired, most>(k, i, j, inside, weights);
+        for (; i + unit < end; i += pair_rows_of_tile * unit)
+          tile<T, S, Stride, Paired, pair_rows_of_tile>(k, i, j, inside, weights);
+        for (; i < end; i += unit) tile<T, S, Stride, Paired, 1>(k, i, j, inside, weights);
+      }
+    }
+    if (columns > kept) table[kept - 1] = Columns(k, column_of(kept - 1));
+  }
+}
+
+template <class T, int S>
+void run(const Planes<T>& planes, int64_t stride, int64_t first, int64_t last) {
+  if (stride == 2) return run_planes<T, S, 2, false>(planes, first, last);
+  return planes.paired() ? run_planes<T, S, 1, true>(planes, first, last)
+                         : run_planes<T, S, 1, false>(planes, first, last);
+}
+
+template <class T>
+void gather(const Problem& p, const Args& args, const Parallel& parallel) {
+  using A = arithmetic<T>;
+  const int64_t scratch = gather_in_place_workspace(p, 1) / static_cast<int64_t>(sizeof(A));
+  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+    const Planes<T> planes(p, args, static_cast<A*>(args.workspace) + thread * scratch);
+    const int64_t stride = p.pass == Pass::dgrad ? 1 : p.w.stride;
+    if (p.w.window == 3) return run<T, 3>(planes, stride, begin, end);
+    if (p.w.window == 5) return run<T, 5>(planes, stride, begin, end);
+    return run<T, 7>(planes, stride, begin, end);
+  });
+}
+
+}  // namespace
+
+bool in_place(const Problem& p) {
+  const bool side_by_side = p.h.dilation == 1 && p.w.dilation == 1 && p.h.window == p.w.window;
+  const bool size = p.w.window == 3 || p.w.window == 5 || p.w.window == 7;
+  const bool strides = p.h.stride == p.w.stride && p.w.stride <= (p.pass == Pass::dgrad ? 1 : 2);
+  return side_by_side && size && strides;
+}
+
+// The taps, and a plane of a 16-bit type widened.
+int64_t gather_in_place_workspace(const Problem& p, int threads) {
+  const bool wide = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16;
+  const int64_t pixels = p.pass == Pass::dgrad ? p.out_pixels() : p.in_pixels();
+  return threads * (aligned(p.taps(), line) + (wide ? aligned(pixels, line) : 0)) * arithmetic_bytes(p.dtype);
+}
+
+void gather_in_place(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) { gather<std::remove_pointer_t<decltype(t)>>(p, args, parallel); });
+}
+
+}  // namespace fastconv::FASTCONV_ISA::depthwise
