@@ -12,6 +12,7 @@
 // Loses to the igemm rows, which take channels_last, and to the direct rows where a group has few channels: packing
 // costs one store an element, which C/g·K/g products must pay for.
 #include "columns.h"
+#include "core/machine.h"
 #include "simd/transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -19,7 +20,8 @@ namespace fastconv::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
-constexpr int64_t block_bytes_a_row = 512;        // pixels of a task: 128 floats
+constexpr int64_t block_bytes_a_row = 512;        // pixels of a task that cuts its depth: 128 floats
+constexpr int64_t strip_panels = 4;               // column panels whose result rows are stored together
 constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
 constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
 constexpr int64_t shared_columns_bytes = 16 << 20;
@@ -36,9 +38,17 @@ struct Cut {
   int64_t panels;          // of columns, of the largest phase
   int64_t depth_block, max_depth;
   int64_t block, row_panels;  // panels of columns and of rows a task has
+  bool whole;                 // sums run over the whole depth at once and never leave the first cache
   bool shared;                // columns packed first, for all tasks
   int64_t blocks, row_blocks, tasks;
   int64_t filter_bytes, shared_bytes, column_bytes, sum_bytes;  // of the workspace
+
+  // At least `count` parts of `most`, so that with `others` of each the threads have equally many.
+  static int64_t shared_out(int64_t count, int64_t most, int64_t others, int64_t threads) {
+    if (count * others >= tasks_a_thread * threads) return count;
+    while (count < most && count * others % threads) ++count;
+    return std::min(count, most);
+  }
 
   template <class A>
   static Cut of(const Problem& p, int threads) {
@@ -53,31 +63,33 @@ struct Cut {
     const Walk h = c.dgrad ? dgrad_walk(p.h, 0) : fprop_walk(p.h), w = c.dgrad ? dgrad_walk(p.w, 0) : fprop_walk(p.w);
     c.panels = divide_up(p.n * h.count * w.count, columns);
     c.max_depth = c.channels * c.taps;
-    c.depth_block = std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
     const RowPanels<A> filters(c.rows);
+    const int64_t panel_bytes = std::max<int64_t>(1, columns * c.max_depth * int64_t{sizeof(A)});
+    const int64_t held = machine().l2 / 2 / panel_bytes;  // panels
+    c.whole = held >= strip_panels;
+    c.depth_block =
+        c.whole ? c.max_depth : std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
     const int64_t wanted = tasks_a_thread * threads;
-    const int64_t columns_bytes = p.groups * c.panels * columns * c.max_depth * int64_t{sizeof(A)};
-    const int64_t most_blocks = block_bytes_a_row / (columns * int64_t{sizeof(A)});
+    const int64_t columns_bytes = p.groups * c.panels * panel_bytes;
+    const int64_t most_blocks = c.whole ? std::max(strip_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
     c.shared = c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
                columns_bytes <= shared_columns_bytes;
-    c.row_panels = std::min(filters.count, divide_up(rows_a_task, filters.height));
-    if (c.shared) {
-      c.block = std::min(c.panels, 2 * most_blocks);
-      const int64_t others = p.groups * divide_up(c.panels, c.block);
-      c.row_panels = std::min(c.row_panels, divide_up(filters.count, divide_up(wanted, others)));
-    } else {
-      c.block = std::min(c.panels, most_blocks);
-      while (c.block > 1 &&
-             c.phases * p.groups * divide_up(c.panels, c.block) * divide_up(filters.count, c.row_panels) < wanted)
-        c.block = divide_up(c.block, 2);
-    }
-    c.blocks = divide_up(c.panels, c.block);
-    c.row_blocks = divide_up(filters.count, c.row_panels);
+    const int64_t most_rows = c.whole ? filters.count : divide_up(rows_a_task, filters.height);
+    c.blocks = divide_up(c.panels, c.shared ? 2 * most_blocks : most_blocks);
+    c.row_blocks = divide_up(filters.count, most_rows);
+    if (c.shared)
+      c.row_blocks = shared_out(c.row_blocks, filters.count, p.groups * c.blocks, threads);
+    else
+      c.blocks = shared_out(c.blocks, c.panels, c.phases * p.groups * c.row_blocks, threads);
+    c.block = divide_up(c.panels, c.blocks);
+    c.row_panels = divide_up(filters.count, c.row_blocks);
     c.tasks = c.phases * p.groups * c.blocks * c.row_blocks;
     c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
     c.shared_bytes = c.shared ? align(columns_bytes) : 0;
-    c.column_bytes = c.shared ? 0 : align(c.depth_block * columns * int64_t{sizeof(A)});
-    c.sum_bytes = align(std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
+    c.column_bytes = c.shared ? 0 : align((c.whole ? c.block : 1) * c.depth_block * columns * int64_t{sizeof(A)});
+    c.sum_bytes = align(c.whole ? filters.height * strip_panels * columns * int64_t{sizeof(A)}
+                                : std::min(c.row_panels * filters.height, c.rows) * c.block * columns *
+                                      int64_t{sizeof(A)});
     return c;
   }
 };
@@ -201,53 +213,96 @@ struct Product {
     });
   }
 
+  // One task's share of the product: row panels [first, last) of columns [f0, f0 + pixels).
+  struct Share {
+    Columns<T> from;
+    int64_t g, f0, pixels, first, last, depth;
+    const A* left;
+    A *columns, *sums;
+  };
+
   void task(int64_t i, int thread) const {
     const int64_t row_block = i % cut.row_blocks, block = i / cut.row_blocks % cut.blocks,
                   g = i / cut.row_blocks / cut.blocks % p.groups, phase = i / cut.row_blocks / cut.blocks / p.groups;
     const Columns<T> from = source_of(phase, g);
-    const int64_t all = p.n * from.pixels(), f0 = block * cut.block * columns;
-    const int64_t pixels = std::min(all - f0, cut.block * columns);
+    const int64_t all = p.n * from.pixels(), all_panels = divide_up(all, columns);
+    const int64_t f0 = block * all_panels / cut.blocks * columns;
+    const int64_t pixels = std::min(all, (block + 1) * all_panels / cut.blocks * columns) - f0;
     if (pixels <= 0) return;
-    const int64_t depth = cut.channels * from.taps();
     char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
-    A* packed_columns = reinterpret_cast<A*>(own);
-    A* sums = reinterpret_cast<A*>(own + cut.column_bytes);
+    const Share share{from,
+                      g,
+                      f0,
+                      pixels,
+                      row_block * panels.count / cut.row_blocks,
+                      (row_block + 1) * panels.count / cut.row_blocks,
+                      cut.channels * from.taps(),
+                      filter_of(phase, g),
+                      reinterpret_cast<A*>(own),
+                      reinterpret_cast<A*>(own + cut.column_bytes)};
+    cut.whole ? whole_depth(share) : by_depth(share);
+  }
+
+  // The block's columns lie packed in L2 while one filter panel after the other passes over them.
+  void whole_depth(const Share& k) const {
+    const int64_t strip = strip_panels * columns;
+    const auto width_at = [&](int64_t f) { return width(std::min(columns, k.pixels - f)); };
+    if (!cut.shared) k.from.pack_panels(cut.channels, k.f0, k.pixels, k.columns);
+    for (int64_t m = k.first; m < k.last; ++m) {
+      const int64_t height = panels.rows(m), row = m * panels.height;
+      for (int64_t s = 0; s < k.pixels; s += strip) {
+        const int64_t count = std::min(strip, k.pixels - s);
+        for (int64_t f = s; f < s + count; f += columns) {
+          const A* right = cut.shared ? shared_of(k.g, (k.f0 + f) / columns) : k.columns + f * k.depth;
+          tile_for<A>(height, width_at(f) / Vec<A>::lanes)(k.depth, k.left + row * k.depth, height, right, width_at(f),
+                                                           k.sums + f - s, strip, false);
+        }
+        put(k.from, k.g * cut.rows + row, height, k.f0 + s, count, k.sums, strip);
+      }
+    }
+  }
+
+  // Deep sums: a block of the depth at a time, so that its columns stay in L1; the sums in L2.
+  void by_depth(const Share& k) const {
     const int64_t sum_step = cut.block * columns;
-    const int64_t first = row_block * cut.row_panels, last = std::min(first + cut.row_panels, panels.count);
-    const A* left = filter_of(phase, g);
-    for (int64_t d = 0; d < depth; d += cut.depth_block) {
-      const int64_t deep = std::min(cut.depth_block, depth - d);
-      for (int64_t f = 0; f < pixels; f += columns) {
-        const int64_t count = std::min(columns, pixels - f), wide = width(count);
-        const A* right = packed_columns;
+    for (int64_t d = 0; d < k.depth; d += cut.depth_block) {
+      const int64_t deep = std::min(cut.depth_block, k.depth - d);
+      for (int64_t f = 0; f < k.pixels; f += columns) {
+        const int64_t count = std::min(columns, k.pixels - f), wide = width(count);
+        const A* right = k.columns;
         if (cut.shared)
-          right = shared_of(g, (f0 + f) / columns) + d * wide;
+          right = shared_of(k.g, (k.f0 + f) / columns) + d * wide;
         else
-          from.pack(d, d + deep, f0 + f, count, wide, packed_columns);
-        for (int64_t m = first; m < last; ++m) {
+          k.from.pack(d, d + deep, k.f0 + f, count, wide, k.columns);
+        for (int64_t m = k.first; m < k.last; ++m) {
           const int64_t height = panels.rows(m), row = m * panels.height;
-          tile_for<A>(height, wide / Vec<A>::lanes)(deep, left + row * depth + d * height, height, right, wide,
-                                                    sums + (row - first * panels.height) * sum_step + f, sum_step,
+          tile_for<A>(height, wide / Vec<A>::lanes)(deep, k.left + row * k.depth + d * height, height, right, wide,
+                                                    k.sums + (row - k.first * panels.height) * sum_step + f, sum_step,
                                                     d > 0);
         }
       }
     }
-    const int64_t row0 = first * panels.height;
-    const int64_t rows = (last - 1) * panels.height + panels.rows(last - 1) - row0;
-    if (depth == 0) std::memset(sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
-    for (int64_t row = 0; row < rows; ++row) put(from, g * cut.rows + row0 + row, f0, pixels, sums + row * sum_step);
+    const int64_t row0 = k.first * panels.height;
+    const int64_t rows = (k.last - 1) * panels.height + panels.rows(k.last - 1) - row0;
+    if (k.depth == 0) std::memset(k.sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
+    put(k.from, k.g * cut.rows + row0, rows, k.f0, k.pixels, k.sums, sum_step);
   }
 
-  // Columns [f0, f0 + count) of a result row, an image or a row of a phase at a time.
-  void put(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
+  // Columns [f0, f0 + count) of `rows` result rows, an image or a row of a phase at a time.
+  void put(const Columns<T>& from, int64_t channel, int64_t rows, int64_t f0, int64_t count, const A* sums,
+           int64_t step) const {
     const int64_t pixels = from.pixels(), line = cut.phases > 1 ? from.w.count : pixels;
     for (int64_t f = 0; f < count;) {
       const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, line - at % line);
-      if (cut.phases > 1)
-        put_line(n, channel, (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step,
-                 from.w.step, length, sums + f);
-      else
-        put_whole(n, channel, at, length, sums + f);
+      const int64_t pixel = cut.phases > 1
+                                ? (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step
+                                : at;
+      for (int64_t row = 0; row < rows; ++row) {
+        if (cut.phases > 1)
+          put_line(n, channel + row, pixel, from.w.step, length, sums + row * step + f);
+        else
+          put_whole(n, channel + row, pixel, length, sums + row * step + f);
+      }
       f += length;
     }
   }
