@@ -67,11 +67,11 @@ struct Cut {
     const int64_t panel_bytes = std::max<int64_t>(1, columns * c.max_depth * int64_t{sizeof(A)});
     const int64_t held = machine().l2 / 2 / panel_bytes;  // panels
     c.whole = held >= strip_panels;
-    c.depth_block =
-        c.whole ? c.max_depth : std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
+    c.depth_block = c.whole ? c.max_depth : std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
     const int64_t wanted = tasks_a_thread * threads;
     const int64_t columns_bytes = p.groups * c.panels * panel_bytes;
-    const int64_t most_blocks = c.whole ? std::max(strip_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
+    const int64_t most_blocks =
+        c.whole ? std::max(strip_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
     c.shared = c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
                columns_bytes <= shared_columns_bytes;
     const int64_t most_rows = c.whole ? filters.count : divide_up(rows_a_task, filters.height);
@@ -87,9 +87,9 @@ struct Cut {
     c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
     c.shared_bytes = c.shared ? align(columns_bytes) : 0;
     c.column_bytes = c.shared ? 0 : align((c.whole ? c.block : 1) * c.depth_block * columns * int64_t{sizeof(A)});
-    c.sum_bytes = align(c.whole ? filters.height * strip_panels * columns * int64_t{sizeof(A)}
-                                : std::min(c.row_panels * filters.height, c.rows) * c.block * columns *
-                                      int64_t{sizeof(A)});
+    c.sum_bytes =
+        align(c.whole ? filters.height * strip_panels * columns * int64_t{sizeof(A)}
+                      : std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
     return c;
   }
 };
@@ -294,9 +294,9 @@ struct Product {
     const int64_t pixels = from.pixels(), line = cut.phases > 1 ? from.w.count : pixels;
     for (int64_t f = 0; f < count;) {
       const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, line - at % line);
-      const int64_t pixel = cut.phases > 1
-                                ? (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step
-                                : at;
+      const int64_t pixel =
+          cut.phases > 1 ? (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step
+                         : at;
       for (int64_t row = 0; row < rows; ++row) {
         if (cut.phases > 1)
           put_line(n, channel + row, pixel, from.w.step, length, sums + row * step + f);

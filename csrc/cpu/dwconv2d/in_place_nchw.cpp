@@ -11,35 +11,27 @@ namespace fastconv::FASTCONV_ISA::depthwise {
 namespace {
 
 constexpr int64_t pair = 2;  // rows in a register where two fit
-constexpr int pair_rows_of_tile = 2;
 
 // Output registers of a tile, one below the other: 4 and the 9 taps of a 3x3 filter fill 16 registers.
 template <int S, bool Paired>
-constexpr int tile_rows = !Paired && (vector_registers > 16 || S > 3) ? 7 : 4;
+constexpr int tile_rows = vector_registers < 16                         ? 2
+                          : !Paired && (vector_registers > 16 || S > 3) ? 7
+                                                                        : 4;
 
-// One plane on its way through the tiles; all but the first five members are the same for every plane.
-template <class T>
+// One plane on its way through the tiles; all but the first three members are the same for every plane.
+template <class A>
 struct Plane {
-  using A = arithmetic<T>;
-  int64_t n, c;
   const A* x;
-  T* out;
-  A start;      // of the sums: the bias
-  const A* w;   // the taps in the order the source is read
-  Tail<T> tail;  // what is left to do after the bias
-  bool plain;    // nothing but a store
-  bool overlap;  // lanes beyond a row may be written: their owner writes them again, later
+  A* out;
+  A start;     // of the sums: the bias
+  const A* w;  // the taps in the order the source is read
   int64_t source_rows, source_width;
   int64_t rows, width;
   int64_t top, left;  // where output (0, 0) finds its first tap, in the source
 
   void put(int64_t at, Vec<A> value, int64_t count) const {
     constexpr int64_t lanes = Vec<A>::lanes;
-    const int stored = static_cast<int>(overlap && at + lanes <= rows * width ? lanes : count);
-    if (plain)
-      store(out + at, value, stored);
-    else
-      tail.put_pixels(n, c, at, value, stored);
+    store(out + at, value, static_cast<int>(at + lanes <= rows * width ? lanes : count));
   }
 };
 
@@ -56,8 +48,7 @@ struct Inside {
   Lanes<A> both[loads], upper[Paired ? loads : 1], lower[Paired ? loads : 1];  // rows of a pair
 
   Inside() = default;
-  template <class T>
-  Inside(const Plane<T>& k, int64_t j) {
+  Inside(const Plane<A>& k, int64_t j) {
     const int64_t first = j * Stride + k.left;
     for (int i = 0; i < loads; ++i) {
       const int64_t at = first + (Stride == 1 || i % 2 == 0 ? i : i - 1 + lanes);  // the source column of lane 0
@@ -88,11 +79,9 @@ struct Weights {
 };
 
 // Rows output registers below each other, at column j: each source row (pair of rows) is loaded once for all of them.
-template <class T, int S, int Stride, bool Paired, int Rows>
-[[gnu::always_inline]] inline void tile(const Plane<T>& k, int64_t i, int64_t j,
-                                        const Inside<arithmetic<T>, S, Stride, Paired>& inside,
-                                        const Weights<arithmetic<T>, S>& weights) {
-  using A = arithmetic<T>;
+template <class A, int S, int Stride, bool Paired, int Rows>
+[[gnu::always_inline]] inline void tile(const Plane<A>& k, int64_t i, int64_t j,
+                                        const Inside<A, S, Stride, Paired>& inside, const Weights<A, S>& weights) {
   using V = Vec<A>;
   constexpr int step = Paired ? pair : Stride;  // source rows from one output register to the next
   constexpr int out_rows = Paired ? pair : 1;
@@ -131,120 +120,145 @@ template <class T, int S, int Stride, bool Paired, int Rows>
   });
 }
 
-// Where the planes of one thread come from.
+// One output plane. Rows wider than a register end in one that reaches back over its neighbour; narrower ones write on
+// into the next row, which is written later.
+template <class A, int S, int Stride, bool Paired>
+class Sweep {
+ public:
+  explicit Sweep(const Plane<A>& k) : columns_((k.width + lanes - 1) / lanes) {
+    for (int64_t b = 0; b < std::min(columns_, kept); ++b) inside_[b] = Columns(k, column_of(k, b));
+    const int64_t row_bytes = Stride * k.source_width * static_cast<int64_t>(sizeof(A));
+    band_ = std::max<int64_t>(1, machine().l1 / 2 / row_bytes / most) * most * unit;
+  }
+
+  void operator()(const Plane<A>& k) const {
+    const Weights<A, S> weights(k.w);
+    // Source rows of a band stay in the first cache from one column of registers to the next.
+    for (int64_t begin = 0; begin < k.rows; begin += band_) {
+      const int64_t end = std::min(k.rows, begin + band_);
+      for (int64_t b = 0; b < columns_; ++b) {
+        const int64_t j = column_of(k, b);
+        if (b < kept)
+          column(k, begin, end, j, inside_[b], weights);
+        else
+          column(k, begin, end, j, Columns(k, j), weights);
+      }
+    }
+  }
+
+ private:
+  using Columns = Inside<A, S, Stride, Paired>;
+  static constexpr int64_t lanes = Vec<A>::lanes, unit = Paired ? pair : 1, kept = 16;
+  static constexpr int most = tile_rows<S, Paired>;
+
+  static int64_t column_of(const Plane<A>& k, int64_t b) {
+    return std::max<int64_t>(0, std::min(b * lanes, k.width - lanes));
+  }
+
+  static void column(const Plane<A>& k, int64_t begin, int64_t end, int64_t j, const Columns& inside,
+                     const Weights<A, S>& weights) {
+    int64_t i = begin;
+    for (; i + (most - 1) * unit < end; i += most * unit) tile<A, S, Stride, Paired, most>(k, i, j, inside, weights);
+    for (; i + unit < end; i += 2 * unit) tile<A, S, Stride, Paired, 2>(k, i, j, inside, weights);
+    for (; i < end; i += unit) tile<A, S, Stride, Paired, 1>(k, i, j, inside, weights);
+  }
+
+  int64_t columns_, band_;
+  Columns inside_[kept];
+};
+
 template <class T>
-class Planes {
+class Gather {
   using A = arithmetic<T>;
+  static constexpr bool direct = std::is_same_v<T, A>;
 
  public:
-  Planes(const Problem& p, const Args& args, A* scratch)
+  Gather(const Problem& p, const Args& args, A* scratch)
       : p_(p),
         args_(args),
         h_(phase_of(p.h, p.pass, 0)),
         w_(phase_of(p.w, p.pass, 0)),
         tail_(p, args),
         taps_(scratch),
-        wide_(scratch + aligned(p.taps(), line)) {}
-
-  Plane<T> first() const {
-    Plane<T> k{0, 0, nullptr, nullptr, A(0), taps_, tail_, false, !tail_.residual, h_.in, w_.in, h_.count, w_.count,
-               h_.offset, w_.offset};
-    k.tail.bias = nullptr;
-    k.plain = !tail_.residual && tail_.activation == Activation::none;
-    return k;
+        wide_(taps_ + aligned(p.taps(), line)),
+        sums_(wide_ + (direct ? 0 : aligned(h_.in * w_.in, line))) {
+    bias_ = std::exchange(tail_.bias, nullptr);  // the sums start from it
   }
 
-  void take(Plane<T>& k, int64_t i) const {
-    k.n = i / p_.c, k.c = i % p_.c;
-    k.out = tail_.out + tail_.out_at(k.n, k.c, 0);
-    k.start = tail_.bias ? widen(tail_.bias[k.c]) : A(0);
-    const T* filter = static_cast<const T*>(args_.w) + k.c * args_.w_stride[0] + h_.tap * args_.w_stride[2] +
+  void run(int64_t first, int64_t last) const {
+    return p_.w.window == 3 ? choose<3>(first, last) : choose<5>(first, last);
+  }
+
+ private:
+  template <int S>
+  void choose(int64_t first, int64_t last) const {
+    // Two rows share a register where the source is as wide as the result.
+    const bool paired = w_.in_step == 1 && w_.in == w_.count && pair * w_.count <= Vec<A>::lanes;
+    if (w_.in_step == 2) return planes<Sweep<A, S, 2, false>>(first, last);
+    return paired ? planes<Sweep<A, S, 1, true>>(first, last) : planes<Sweep<A, S, 1, false>>(first, last);
+  }
+
+  template <class SweepPlane>
+  void planes(int64_t first, int64_t last) const {
+    Plane<A> k{nullptr, sums_, 0, taps_, h_.in, w_.in, h_.count, w_.count, h_.offset, w_.offset};
+    const SweepPlane sweep(k);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t n = i / p_.c, c = i % p_.c;
+      load_taps(c);
+      k.start = bias_ ? widen(bias_[c]) : A(0);
+      if constexpr (direct)
+        if (!tail_.residual) k.out = tail_.out + tail_.out_at(n, c, 0);
+      k.x = source(i);
+      sweep(k);
+      if (!direct || tail_.residual || tail_.activation != Activation::none) finish(n, c, k.out);
+    }
+  }
+
+  void load_taps(int64_t c) const {
+    const T* filter = static_cast<const T*>(args_.w) + c * args_.w_stride[0] + h_.tap * args_.w_stride[2] +
                       w_.tap * args_.w_stride[3];
     const int64_t row = h_.tap_step * args_.w_stride[2], step = w_.tap_step * args_.w_stride[3];
     A* taps = taps_;
     for (int64_t r = 0; r < h_.taps; ++r, filter += row)
       for (int64_t s = 0; s < w_.taps; ++s) *taps++ = widen(filter[s * step]);
+  }
+
+  const A* source(int64_t i) const {
     const int64_t pixels = h_.in * w_.in;
     const T* x = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x) + i * pixels;
-    if constexpr (std::is_same_v<T, A>) {
-      k.x = x;
+    if constexpr (direct) {
+      return x;
     } else {
-      constexpr int64_t lanes = Vec<A>::lanes;
-      for (int64_t at = 0; at < pixels; at += lanes) {
-        const int count = static_cast<int>(std::min(lanes, pixels - at));
-        store(wide_ + at, load(x + at, count), count);
-      }
-      k.x = wide_;
+      each_register(pixels, [&](int64_t at, int count) { store(wide_ + at, load(x + at, count), count); });
+      return wide_;
     }
   }
 
-  // Two rows share a register where the source is as wide as the result.
-  bool paired() const { return w_.in_step == 1 && w_.in == w_.count && pair * w_.count <= Vec<A>::lanes; }
+  void finish(int64_t n, int64_t c, const A* sums) const {
+    each_register(h_.count * w_.count,
+                  [&](int64_t at, int count) { tail_.put_pixels(n, c, at, load(sums + at, count), count); });
+  }
 
- private:
+  template <class F>
+  static void each_register(int64_t pixels, F&& f) {
+    constexpr int64_t lanes = Vec<A>::lanes;
+    for (int64_t at = 0; at < pixels; at += lanes) f(at, static_cast<int>(std::min(lanes, pixels - at)));
+  }
+
   const Problem& p_;
   const Args& args_;
   Phase h_, w_;
   Tail<T> tail_;
-  A *taps_, *wide_;
+  const T* bias_;
+  A *taps_, *wide_, *sums_;
 };
-
-template <class T, int S, int Stride, bool Paired>
-void run_planes(const Planes<T>& planes, int64_t first, int64_t last) {
-  Plane<T> k = planes.first();
-  using A = arithmetic<T>;
-  using Columns = Inside<A, S, Stride, Paired>;
-  constexpr int64_t lanes = Vec<A>::lanes;
-  constexpr int64_t unit = Paired ? pair : 1;
-  constexpr int64_t kept = 16;
-  constexpr int most = tile_rows<S, Paired>;
-  // Source rows of a band stay in the first cache from one column of registers to the next.
-  const int64_t row_bytes = Stride * k.source_width * static_cast<int64_t>(sizeof(A));
-  const int64_t band = std::max<int64_t>(1, machine().l1 / 2 / row_bytes / most) * most * unit;
-  const int64_t columns = (k.width + lanes - 1) / lanes;
-  const auto column_of = [&](int64_t b) {
-    return k.overlap ? std::max<int64_t>(0, std::min(b * lanes, k.width - lanes)) : b * lanes;
-  };
-  Columns table[kept];
-  for (int64_t b = 0; b < std::min(columns, kept); ++b) table[b] = Columns(k, column_of(b));
-  for (int64_t plane = first; plane < last; ++plane) {
-    planes.take(k, plane);
-    const Weights<A, S> weights(k.w);
-    for (int64_t begin = 0; begin < k.rows; begin += band) {
-      const int64_t end = std::min(k.rows, begin + band);
-      for (int64_t b = 0; b < columns; ++b) {
-        const int64_t j = column_of(b);
-        if (b >= kept) table[kept - 1] = Columns(k, j);
-        const Columns& inside = table[std::min(b, kept - 1)];
-        int64_t i = begin;
-        for (; i + (most - 1) * unit < end; i += most * unit)
-          tile<T, S, Stride, Paired, most>(k, i, j, inside, weights);
-        for (; i + unit < end; i += pair_rows_of_tile * unit)
-          tile<T, S, Stride, Paired, pair_rows_of_tile>(k, i, j, inside, weights);
-        for (; i < end; i += unit) tile<T, S, Stride, Paired, 1>(k, i, j, inside, weights);
-      }
-    }
-    if (columns > kept) table[kept - 1] = Columns(k, column_of(kept - 1));
-  }
-}
-
-template <class T, int S>
-void run(const Planes<T>& planes, int64_t stride, int64_t first, int64_t last) {
-  if (stride == 2) return run_planes<T, S, 2, false>(planes, first, last);
-  return planes.paired() ? run_planes<T, S, 1, true>(planes, first, last)
-                         : run_planes<T, S, 1, false>(planes, first, last);
-}
 
 template <class T>
 void gather(const Problem& p, const Args& args, const Parallel& parallel) {
   using A = arithmetic<T>;
   const int64_t scratch = gather_in_place_workspace(p, 1) / static_cast<int64_t>(sizeof(A));
   parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-    const Planes<T> planes(p, args, static_cast<A*>(args.workspace) + thread * scratch);
-    const int64_t stride = p.pass == Pass::dgrad ? 1 : p.w.stride;
-    if (p.w.window == 3) return run<T, 3>(planes, stride, begin, end);
-    if (p.w.window == 5) return run<T, 5>(planes, stride, begin, end);
-    return run<T, 7>(planes, stride, begin, end);
+    Gather<T>(p, args, static_cast<A*>(args.workspace) + thread * scratch).run(begin, end);
   });
 }
 
@@ -252,16 +266,18 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
 
 bool in_place(const Problem& p) {
   const bool side_by_side = p.h.dilation == 1 && p.w.dilation == 1 && p.h.window == p.w.window;
-  const bool size = p.w.window == 3 || p.w.window == 5 || p.w.window == 7;
+  const bool size = p.w.window == 3 || p.w.window == 5;
   const bool strides = p.h.stride == p.w.stride && p.w.stride <= (p.pass == Pass::dgrad ? 1 : 2);
   return side_by_side && size && strides;
 }
 
-// The taps, and a plane of a 16-bit type widened.
+// The taps; of a 16-bit type also the widened plane; the sums where they are not what is written.
 int64_t gather_in_place_workspace(const Problem& p, int threads) {
-  const bool wide = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16;
-  const int64_t pixels = p.pass == Pass::dgrad ? p.out_pixels() : p.in_pixels();
-  return threads * (aligned(p.taps(), line) + (wide ? aligned(pixels, line) : 0)) * arithmetic_bytes(p.dtype);
+  const bool wide = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16, sums = wide || p.epilogue.residual;
+  const bool dgrad = p.pass == Pass::dgrad;
+  const int64_t source = wide ? aligned(dgrad ? p.out_pixels() : p.in_pixels(), line) : 0;
+  const int64_t result = sums ? aligned(dgrad ? p.in_pixels() : p.out_pixels(), line) : 0;
+  return threads * (aligned(p.taps(), line) + source + result) * arithmetic_bytes(p.dtype);
 }
 
 void gather_in_place(const Problem& p, const Args& args, const Parallel& parallel) {
