@@ -14,6 +14,7 @@
 #include "columns.h"
 #include "core/machine.h"
 #include "simd/transpose.h"
+#include "staged_rows.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -21,7 +22,8 @@ namespace {
 
 constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
 constexpr int64_t block_bytes_a_row = 512;        // pixels of a task that cuts its depth: 128 floats
-constexpr int64_t strip_panels = 4;               // column panels whose result rows are stored together
+constexpr int64_t least_panels = 4;               // a filter panel passes over, or the depth is cut
+constexpr int64_t staged_part = 4;                // of L2: what source rows may fill of it
 constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
 constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
 constexpr int64_t shared_columns_bytes = 16 << 20;
@@ -38,6 +40,7 @@ struct Cut {
   int64_t panels;          // of columns, of the largest phase
   int64_t depth_block, max_depth;
   int64_t block, row_panels;  // panels of columns and of rows a task has
+  bool staged;                // source rows are copied instead of columns; blocks are output rows, not column panels
   bool whole;                 // sums run over the whole depth at once and never leave the first cache
   bool shared;                // columns packed first, for all tasks
   int64_t blocks, row_blocks, tasks;
@@ -66,14 +69,16 @@ struct Cut {
     const RowPanels<A> filters(c.rows);
     const int64_t panel_bytes = std::max<int64_t>(1, columns * c.max_depth * int64_t{sizeof(A)});
     const int64_t held = machine().l2 / 2 / panel_bytes;  // panels
-    c.whole = held >= strip_panels;
+    c.staged = !c.dgrad && StagedRows<A>::suits(h, w, c.channels, c.rows, machine().l2 / staged_part);
+    c.whole = c.staged || held >= least_panels;
     c.depth_block = c.whole ? c.max_depth : std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
     const int64_t wanted = tasks_a_thread * threads;
     const int64_t columns_bytes = p.groups * c.panels * panel_bytes;
     const int64_t most_blocks =
-        c.whole ? std::max(strip_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
-    c.shared = c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
+        c.whole ? std::max(least_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
+    c.shared = !c.staged && c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
                columns_bytes <= shared_columns_bytes;
+    if (c.staged) return staged_rows<A>(p, c, h, w, filters.height, threads);
     const int64_t most_rows = c.whole ? filters.count : divide_up(rows_a_task, filters.height);
     c.blocks = divide_up(c.panels, c.shared ? 2 * most_blocks : most_blocks);
     c.row_blocks = divide_up(filters.count, most_rows);
@@ -88,8 +93,25 @@ struct Cut {
     c.shared_bytes = c.shared ? align(columns_bytes) : 0;
     c.column_bytes = c.shared ? 0 : align((c.whole ? c.block : 1) * c.depth_block * columns * int64_t{sizeof(A)});
     c.sum_bytes =
-        align(c.whole ? filters.height * strip_panels * columns * int64_t{sizeof(A)}
+        align(c.whole ? filters.height * columns * int64_t{sizeof(A)}
                       : std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
+    return c;
+  }
+
+  template <class A>
+  static Cut staged_rows(const Problem& p, Cut c, const Walk& h, const Walk& w, int64_t height, int threads) {
+    const StagedRows<A> rows(h, w, c.channels);
+    c.panels = p.n * h.count;
+    int64_t most = 1;
+    while (most < h.count && rows.elements(most + 1) * int64_t{sizeof(A)} <= machine().l2 / staged_part) ++most;
+    c.blocks = shared_out(divide_up(c.panels, most), c.panels, p.groups, threads);
+    c.block = divide_up(c.panels, c.blocks);
+    c.row_blocks = 1;
+    c.tasks = p.groups * c.blocks;
+    c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
+    c.column_bytes = align(rows.elements(std::min(c.block, h.count)) * int64_t{sizeof(A)}) +
+                     align(c.max_depth * int64_t{sizeof(int64_t)});
+    c.sum_bytes = align(height * Tile<A>::columns * int64_t{sizeof(A)});
     return c;
   }
 };
@@ -221,7 +243,44 @@ struct Product {
     A *columns, *sums;
   };
 
+  // Output rows of one group; `i` counts blocks.
+  void staged_task(int64_t i, int thread) const {
+    const int64_t block = i % cut.blocks, g = i / cut.blocks, lines = p.h.out;
+    const Columns<T> from = source_of(0, g);
+    const StagedRows<T> stage(from.h, from.w, cut.channels);
+    char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
+    int64_t* at = reinterpret_cast<int64_t*>(own);
+    A* staged = reinterpret_cast<A*>(own + align(cut.max_depth * int64_t{sizeof(int64_t)}));
+    A* sums = reinterpret_cast<A*>(own + cut.column_bytes);
+    const int64_t end = (block + 1) * cut.panels / cut.blocks;
+    int64_t located = 0;
+    for (int64_t row = block * cut.panels / cut.blocks; row < end;) {  // the rows of one image at a time
+      const int64_t n = row / lines, first = row % lines, rows = std::min(end - row, lines - first);
+      if (located != rows) stage.locate(located = rows, at);
+      stage.fill(from.source + n * from.image_step, from.plane, first, rows, staged);
+      for (int64_t m = 0; m < panels.count; ++m)
+        for (int64_t line = 0; line < rows; ++line)
+          staged_line(stage, g, m, n, first + line, staged + line * stage.out_step(), at, sums);
+      row += rows;
+    }
+  }
+
+  // Filter panel m of output row `line`.
+  void staged_line(const StagedRows<T>& stage, int64_t g, int64_t m, int64_t n, int64_t line, const A* staged,
+                   const int64_t* at, A* sums) const {
+    const int64_t height = panels.rows(m), row = m * panels.height, channel = g * cut.rows + row;
+    const A* left = filter_of(0, g) + row * stage.depth;
+    for (int64_t f = 0; f < p.w.out; f += columns) {
+      const int64_t count = std::min(columns, p.w.out - f), wide = width(count), pixel = line * p.w.out + f;
+      const Target to = in_place() && count == wide ? target(n, channel, pixel) : Target{sums, columns};
+      indirect_tile_for<A>(height, wide / Vec<A>::lanes)(stage.depth, left, height, staged + f, at, to.sums, to.step);
+      if (to.sums != sums) continue;
+      for (int64_t i = 0; i < height; ++i) put_whole(n, channel + i, pixel, count, sums + i * columns);
+    }
+  }
+
   void task(int64_t i, int thread) const {
+    if (cut.staged) return staged_task(i, thread);
     const int64_t row_block = i % cut.row_blocks, block = i / cut.row_blocks % cut.blocks,
                   g = i / cut.row_blocks / cut.blocks % p.groups, phase = i / cut.row_blocks / cut.blocks / p.groups;
     const Columns<T> from = source_of(phase, g);
@@ -245,21 +304,31 @@ struct Product {
 
   // The block's columns lie packed in L2 while one filter panel after the other passes over them.
   void whole_depth(const Share& k) const {
-    const int64_t strip = strip_panels * columns;
-    const auto width_at = [&](int64_t f) { return width(std::min(columns, k.pixels - f)); };
     if (!cut.shared) k.from.pack_panels(cut.channels, k.f0, k.pixels, k.columns);
+    const int64_t pixels = k.from.pixels();
     for (int64_t m = k.first; m < k.last; ++m) {
       const int64_t height = panels.rows(m), row = m * panels.height;
-      for (int64_t s = 0; s < k.pixels; s += strip) {
-        const int64_t count = std::min(strip, k.pixels - s);
-        for (int64_t f = s; f < s + count; f += columns) {
-          const A* right = cut.shared ? shared_of(k.g, (k.f0 + f) / columns) : k.columns + f * k.depth;
-          tile_for<A>(height, width_at(f) / Vec<A>::lanes)(k.depth, k.left + row * k.depth, height, right, width_at(f),
-                                                           k.sums + f - s, strip, false);
-        }
-        put(k.from, k.g * cut.rows + row, height, k.f0 + s, count, k.sums, strip);
+      for (int64_t f = 0; f < k.pixels; f += columns) {
+        const int64_t count = std::min(columns, k.pixels - f), wide = width(count), at = (k.f0 + f) % pixels;
+        const A* right = cut.shared ? shared_of(k.g, (k.f0 + f) / columns) : k.columns + f * k.depth;
+        const auto tile = tile_for<A>(height, wide / Vec<A>::lanes);
+        const Target to = in_place() && count == wide && at + count <= pixels
+                              ? target((k.f0 + f) / pixels, k.g * cut.rows + row, at)
+                              : Target{k.sums, columns};
+        tile(k.depth, k.left + row * k.depth, height, right, wide, to.sums, to.step, false);
+        if (to.sums == k.sums) put(k.from, k.g * cut.rows + row, height, k.f0 + f, count, k.sums, columns);
       }
     }
+  }
+
+  // Where a tile leaves its sums: the result itself where nothing is left to be done with them.
+  struct Target {
+    A* sums;
+    int64_t step;
+  };
+  bool in_place() const { return std::is_same_v<T, A> && cut.phases == 1 && plain(); }
+  Target target(int64_t n, int64_t channel, int64_t pixel) const {
+    return {reinterpret_cast<A*>(tail.out + tail.out_at(n, channel, pixel)), tail.pixels};
   }
 
   // Deep sums: a block of the depth at a time, so that its columns stay in L1; the sums in L2.
@@ -288,21 +357,27 @@ struct Product {
     put(k.from, k.g * cut.rows + row0, rows, k.f0, k.pixels, k.sums, sum_step);
   }
 
-  // Columns [f0, f0 + count) of `rows` result rows, an image or a row of a phase at a time.
+  // Columns [f0, f0 + count) of `rows` result rows, an image at a time; a row of a phase at a time, channel by channel.
   void put(const Columns<T>& from, int64_t channel, int64_t rows, int64_t f0, int64_t count, const A* sums,
            int64_t step) const {
-    const int64_t pixels = from.pixels(), line = cut.phases > 1 ? from.w.count : pixels;
+    if (cut.phases > 1) {
+      for (int64_t row = 0; row < rows; ++row) put_phase(from, channel + row, f0, count, sums + row * step);
+      return;
+    }
+    const int64_t pixels = from.pixels();
+    for (int64_t f = 0; f < count;) {
+      const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, pixels - at);
+      for (int64_t row = 0; row < rows; ++row) put_whole(n, channel + row, at, length, sums + row * step + f);
+      f += length;
+    }
+  }
+
+  void put_phase(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
+    const int64_t pixels = from.pixels(), line = from.w.count;
     for (int64_t f = 0; f < count;) {
       const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, line - at % line);
-      const int64_t pixel =
-          cut.phases > 1 ? (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step
-                         : at;
-      for (int64_t row = 0; row < rows; ++row) {
-        if (cut.phases > 1)
-          put_line(n, channel + row, pixel, from.w.step, length, sums + row * step + f);
-        else
-          put_whole(n, channel + row, pixel, length, sums + row * step + f);
-      }
+      const int64_t row = from.h.start + at / line * from.h.step;
+      put_line(n, channel, row * p.w.in + from.w.start + at % line * from.w.step, from.w.step, length, sums + f);
       f += length;
     }
   }
