@@ -21,6 +21,7 @@ GROUPS = (1, 1, 1, 1, 2, 3, 4, 8, 17, 32)
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 28)
 WINDOWS = (1, 1, 2, 3, 3, 3, 4, 5, 7)
 ACTIVATIONS = ("none", "none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid", "gelu")
+ORDINARY = 0.2  # share of dense 3x3 convolutions of stride 1: they have kernels of their own
 OFFSETS = 16  # element offsets a buffer may start at, so that every alignment occurs
 # Keeps one check at milliseconds: the oracle and the reference kernel are slow.
 MAX_FLOPS = 3e6
@@ -34,20 +35,21 @@ def random_problem(rng: random.Random, max_flops: float = MAX_FLOPS) -> Problem:
             return problem
 
 
-def _axis(rng: random.Random) -> tuple[int, ...]:
+def _axis(rng: random.Random, ordinary: bool) -> tuple[int, ...]:
     """Size, window, stride, padding low and high, dilation of one axis."""
-    window, dilation = rng.choice(WINDOWS), rng.choice((1, 1, 1, 2, 3))
+    window, dilation = (3, 1) if ordinary else (rng.choice(WINDOWS), rng.choice((1, 1, 1, 2, 3)))
     reach = dilation * (window - 1) + 1
     low = rng.choice((0, window // 2, rng.randint(0, reach + 1)))
     high = rng.choice((low, low, rng.randint(0, reach + 1), -rng.randint(0, 3)))
-    return rng.choice(SIZES), window, rng.choice((1, 1, 1, 2, 2, 3, 4)), low, high, dilation
+    return rng.choice(SIZES), window, 1 if ordinary else rng.choice((1, 1, 1, 2, 2, 3, 4)), low, high, dilation
 
 
 def _candidate(rng: random.Random) -> Problem | None:
-    h, w = _axis(rng), _axis(rng)
+    ordinary = rng.random() < ORDINARY
+    h, w = _axis(rng, ordinary), _axis(rng, ordinary)
     if any(size + low + high < dilation * (window - 1) + 1 for size, window, _, low, high, dilation in (h, w)):
         return None
-    groups, cg, kg = rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
+    groups, cg, kg = 1 if ordinary else rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
     if groups > 1 and rng.random() < 0.4:
         cg = kg = 1
     n, dtype, layout = (

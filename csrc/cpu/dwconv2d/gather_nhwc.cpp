@@ -16,6 +16,8 @@
 // 1.62). dgrad batch 8: 144@56 1.40 1.24, 32@112 1.45 1.49, 96@112 stride 2 5.1 6.2.
 // Before two rows, channels inside and prefetching, batch 8 144@56 stood at 0.31. It still loses by a tenth at batch 8
 // with two threads on maps that fit L3 but not L2, and as AVX2 at stride 2.
+#include <type_traits>
+
 #include "core/machine.h"
 #include "depthwise.h"
 #include "simd/fma_into.h"
@@ -24,14 +26,11 @@ namespace fastconv::FASTCONV_ISA::depthwise {
 
 namespace {
 
-constexpr int small_tile_columns = 3;
+constexpr int tile_columns = 7, widest_taps = 5;
+// The sums and taps of two rows, and one source column.
+constexpr bool registers_hold_pair = vector_registers >= 2 * (tile_columns + widest_taps) + 1;
 constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
 constexpr int64_t tasks_a_thread = 4;        // at least, so that 7 rows share out evenly
-
-// Output rows and columns of a tile. A pair of rows reads each source row they share once; two rows of 7 columns, six
-// taps and a source column fill 21 registers, two rows of 4 columns 15.
-template <class V, int Rows>
-constexpr int tile_columns = Rows == 1 || vector_registers > 16 ? 7 : 4;
 
 // One or two output rows, one residue of their columns, one range of channels.
 template <class T>
@@ -146,42 +145,50 @@ void channels_of_tile(const Row<T>& k, int64_t j) {
   if (c < k.c_end) tile<T, S, Stride, Rows, Columns, true>(k, j, c, static_cast<int>(k.c_end - c));
 }
 
+// The last tile of a row moves back to end with it and computes some columns again, to the same bits.
 template <class T, int S, int Stride, int Rows>
 void columns_of_rows(const Row<T>& k) {
-  constexpr int wide = tile_columns<Vec<arithmetic<T>>, Rows>;
   const int64_t count = k.columns.count;
-  int64_t j = 0;
-  for (; j + wide <= count; j += wide) channels_of_tile<T, S, Stride, Rows, wide>(k, j);
-  for (; j + small_tile_columns <= count; j += small_tile_columns)
-    channels_of_tile<T, S, Stride, Rows, small_tile_columns>(k, j);
-  for (; j < count; ++j) channels_of_tile<T, S, Stride, Rows, 1>(k, j);
+  if (count < tile_columns) {
+    for (int64_t j = 0; j < count; ++j) channels_of_tile<T, S, Stride, Rows, 1>(k, j);
+    return;
+  }
+  for (int64_t j = 0; j < count; j += tile_columns)
+    channels_of_tile<T, S, Stride, Rows, tile_columns>(k, std::min(j, count - tile_columns));
 }
 
-// Two rows share taps that stand side by side only; anything else goes row by row.
-constexpr bool pairs(const Phase& rows, const Phase& columns) {
-  return rows.dilation == 1 && rows.step == 1 && columns.dilation == 1 && columns.step == 1 && columns.in_step == 1 &&
-         rows.in_step == 1 && vector_registers > 16 && (columns.taps == 3 || columns.taps == 5);
+// Float64 and the portable build have one tile, for any taps: they are to be right, and quick to compile.
+template <class T>
+constexpr bool has_tiles_of_taps = std::is_same_v<arithmetic<T>, float> && this_isa != Isa::scalar;
+
+// Whether two rows share source rows whose taps stand side by side, and registers hold both.
+template <class T>
+bool pairs(const Phase& rows, const Phase& columns) {
+  return has_tiles_of_taps<T> && registers_hold_pair && rows.dilation == 1 && rows.step == 1 && rows.in_step == 1 &&
+         columns.dilation == 1 && columns.step == 1 && columns.in_step == 1 && (columns.taps == 3 || columns.taps == 5);
 }
 
 template <class T>
 void run_pair(const Row<T>& k) {
-  if (k.columns.in_step == 1 && k.columns.taps == 3) return columns_of_rows<T, 3, 1, 2>(k);
-  if (k.columns.in_step == 1 && k.columns.taps == 5) return columns_of_rows<T, 5, 1, 2>(k);
-  if (k.columns.in_step == 2 && k.columns.taps == 3) return columns_of_rows<T, 3, 2, 2>(k);
-  return columns_of_rows<T, 5, 2, 2>(k);
+  if constexpr (has_tiles_of_taps<T> && registers_hold_pair) {
+    if (k.columns.taps == 3) return columns_of_rows<T, 3, 1, 2>(k);
+    columns_of_rows<T, 5, 1, 2>(k);
+  }
 }
 
 template <class T>
 void run_row(const Row<T>& k) {
   const Phase& columns = k.columns;
-  if (columns.dilation == 1 || columns.taps == 1) {
-    // With stride 2, dgrad of 3 or 5 taps leaves 1, 2 or 3 taps side by side.
-    if (columns.in_step == 1 && columns.taps == 1) return columns_of_rows<T, 1, 1, 1>(k);
-    if (columns.in_step == 1 && columns.taps == 2) return columns_of_rows<T, 2, 1, 1>(k);
-    if (columns.in_step == 1 && columns.taps == 3) return columns_of_rows<T, 3, 1, 1>(k);
-    if (columns.in_step == 1 && columns.taps == 5) return columns_of_rows<T, 5, 1, 1>(k);
-    if (columns.in_step == 2 && columns.taps == 3) return columns_of_rows<T, 3, 2, 1>(k);
-    if (columns.in_step == 2 && columns.taps == 5) return columns_of_rows<T, 5, 2, 1>(k);
+  if constexpr (has_tiles_of_taps<T>) {
+    if (columns.dilation == 1 || columns.taps == 1) {
+      // With stride 2, dgrad of 3 or 5 taps leaves 1, 2 or 3 taps side by side.
+      if (columns.in_step == 1 && columns.taps == 1) return columns_of_rows<T, 1, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 2) return columns_of_rows<T, 2, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 3) return columns_of_rows<T, 3, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 5) return columns_of_rows<T, 5, 1, 1>(k);
+      if (columns.in_step == 2 && columns.taps == 3) return columns_of_rows<T, 3, 2, 1>(k);
+      if (columns.in_step == 2 && columns.taps == 5) return columns_of_rows<T, 5, 2, 1>(k);
+    }
   }
   columns_of_rows<T, 0, 0, 1>(k);
 }
@@ -209,7 +216,7 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
   const bool far = p.n * image > machine().l2;
   const int64_t tap_row = p.w.window * line;
   const bool paired =
-      phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 && pairs(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
+      phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 && pairs<T>(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
   for (int64_t row = begin; row < end;) {
     const Phase h = phase_of(p.h, p.pass, row % phases(p.h, p.pass));
     const int64_t j = row / h.step, rows = paired && row + 1 < end ? 2 : 1;
