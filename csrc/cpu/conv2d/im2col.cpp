@@ -1,120 +1,33 @@
-// fprop and dgrad of NCHW tensors: a matrix product whose right side, the im2col matrix, is packed from the planes a
+// fprop and dgrad of NCHW tensors: a matrix product whose right side, the im2col matrix, is made from the planes a
 // block at a time and never exists as a whole. Result rows are channels, so every store runs along pixels.
 //
-// Tile: 14 channels x 32 pixels (AVX-512), 6 x 16 (AVX2). The filter is packed once a call, [panel][C·R·S][14]; a task
-// packs depth blocks of 128 pixels into its share of L2 and runs down all filter panels. Where there are few pixels
-// the columns are packed first, by all threads, and the tasks split the filters instead. dgrad is the same product with
-// the filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
-// Measured (Zen 4, one of 2 cores, AVX-512, f32, batch 1, 2026-11-22; the tile alone reaches 116 GFLOP/s): 3x3 128@28
-// 104, 256@56 107, 512@7 63, 1x1 512->128@28 102, 7x7 stem 73; PyTorch's NCHW on the same layers 111, 114, 71, 97, 100.
-// Stride-2 dgrad 61-78, limited by stores of single elements; C=3 at 224 by the stores of y, 42.
-// Bytes moved: x once a pass through L2, the filter twice, y once.
-// Loses to the igemm rows, which take channels_last, and to the direct rows where a group has few channels: packing
-// costs one store an element, which C/g·K/g products must pay for.
-#include "columns.h"
-#include "core/machine.h"
+// Tile: 14 channels x 32 pixels (AVX-512), 6 x 16 (AVX2). The filter is packed once a call, [panel][C·R·S][14]. Three
+// ways to the right side (im2col_cut.h chooses, from the problem and the caches):
+//   staged  several taps, strides 1 and 2, rows that fill their registers: the source rows of a few output rows are
+//           copied once, padded and cut by residues, and a table of offsets tells the tile where each tap lies
+//   whole   up to about a thousand products a sum: columns are packed a quarter of L2 at a time, and one filter panel
+//           after the other, in L1, passes over them; sums stay in registers from the first product to the last
+//   blocks  deeper sums: a depth block of 128 pixels at a time, with the partial sums in L2
+// Where there are few pixels the columns are packed first, by all threads, and the tasks split the filters instead.
+// Without an epilogue, and in the type of the sums, the tile stores the result itself: a copy through a buffer stalls
+// on its burst of store misses (24->144@56 took 1.08 ms with it and takes 0.89). dgrad is the same product with the
+// filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
+//
+// Zen 4, 2 threads, batch 8, f32, 2026-11-22, ms before / now / torch's better layout, FIGURES
+// What it took: sums in registers instead of in L2 (32->192@28 0.82 to 0.45), equal shares for the threads, packing a
+// channel of a whole block at a time, so that memory is read in order (144->24@56 1.51 to 1.14, of which a single
+// thread spends 0.5 packing), staged rows (7x7 stem 2.9 to 2.5), direct stores (3x3 stem 1.54 to 0.92).
+// Bytes moved: x once, the filter twice, y once.
+// Loses where an epilogue follows a shallow product, since that goes through the buffer, and on stride-2 dgrad, which
+// stores single elements; to the direct rows where a group has few channels.
+#include "im2col_cut.h"
 #include "simd/transpose.h"
-#include "staged_rows.h"
 
 namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
-constexpr int64_t block_bytes_a_row = 512;        // pixels of a task that cuts its depth: 128 floats
-constexpr int64_t least_panels = 4;               // a filter panel passes over, or the depth is cut
-constexpr int64_t staged_part = 4;                // of L2: what source rows may fill of it
-constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
-constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
-constexpr int64_t shared_columns_bytes = 16 << 20;
-constexpr int64_t alignment = 64;
-
-int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
-
-// What both passes share: sizes of the product, cut into panels, blocks and tasks.
-struct Cut {
-  bool dgrad;
-  int64_t phases_w, phases;
-  int64_t rows, channels;  // per group: result rows, and source channels
-  int64_t taps;            // of the whole filter
-  int64_t panels;          // of columns, of the largest phase
-  int64_t depth_block, max_depth;
-  int64_t block, row_panels;  // panels of columns and of rows a task has
-  bool staged;                // source rows are copied instead of columns; blocks are output rows, not column panels
-  bool whole;                 // sums run over the whole depth at once and never leave the first cache
-  bool shared;                // columns packed first, for all tasks
-  int64_t blocks, row_blocks, tasks;
-  int64_t filter_bytes, shared_bytes, column_bytes, sum_bytes;  // of the workspace
-
-  // At least `count` parts of `most`, so that with `others` of each the threads have equally many.
-  static int64_t shared_out(int64_t count, int64_t most, int64_t others, int64_t threads) {
-    if (count * others >= tasks_a_thread * threads) return count;
-    while (count < most && count * others % threads) ++count;
-    return std::min(count, most);
-  }
-
-  template <class A>
-  static Cut of(const Problem& p, int threads) {
-    constexpr int64_t columns = Tile<A>::columns;
-    Cut c{};
-    c.dgrad = p.pass == Pass::dgrad;
-    c.phases_w = c.dgrad ? std::min(p.w.stride, p.w.in) : 1;
-    c.phases = c.dgrad ? c.phases_w * std::min(p.h.stride, p.h.in) : 1;
-    c.rows = c.dgrad ? p.channels_per_group() : p.filters_per_group();
-    c.channels = c.dgrad ? p.filters_per_group() : p.channels_per_group();
-    c.taps = p.taps();
-    const Walk h = c.dgrad ? dgrad_walk(p.h, 0) : fprop_walk(p.h), w = c.dgrad ? dgrad_walk(p.w, 0) : fprop_walk(p.w);
-    c.panels = divide_up(p.n * h.count * w.count, columns);
-    c.max_depth = c.channels * c.taps;
-    const RowPanels<A> filters(c.rows);
-    const int64_t panel_bytes = std::max<int64_t>(1, columns * c.max_depth * int64_t{sizeof(A)});
-    const int64_t held = machine().l2 / 2 / panel_bytes;  // panels
-    c.staged = !c.dgrad && StagedRows<A>::suits(h, w, c.channels, c.rows, machine().l2 / staged_part);
-    c.whole = c.staged || held >= least_panels;
-    c.depth_block = c.whole ? c.max_depth : std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
-    const int64_t wanted = tasks_a_thread * threads;
-    const int64_t columns_bytes = p.groups * c.panels * panel_bytes;
-    const int64_t most_blocks =
-        c.whole ? std::max(least_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
-    c.shared = !c.staged && c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
-               columns_bytes <= shared_columns_bytes;
-    if (c.staged) return staged_rows<A>(p, c, h, w, filters.height, threads);
-    const int64_t most_rows = c.whole ? filters.count : divide_up(rows_a_task, filters.height);
-    c.blocks = divide_up(c.panels, c.shared ? 2 * most_blocks : most_blocks);
-    c.row_blocks = divide_up(filters.count, most_rows);
-    if (c.shared)
-      c.row_blocks = shared_out(c.row_blocks, filters.count, p.groups * c.blocks, threads);
-    else
-      c.blocks = shared_out(c.blocks, c.panels, c.phases * p.groups * c.row_blocks, threads);
-    c.block = divide_up(c.panels, c.blocks);
-    c.row_panels = divide_up(filters.count, c.row_blocks);
-    c.tasks = c.phases * p.groups * c.blocks * c.row_blocks;
-    c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
-    c.shared_bytes = c.shared ? align(columns_bytes) : 0;
-    c.column_bytes = c.shared ? 0 : align((c.whole ? c.block : 1) * c.depth_block * columns * int64_t{sizeof(A)});
-    c.sum_bytes =
-        align(c.whole ? filters.height * columns * int64_t{sizeof(A)}
-                      : std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
-    return c;
-  }
-
-  template <class A>
-  static Cut staged_rows(const Problem& p, Cut c, const Walk& h, const Walk& w, int64_t height, int threads) {
-    const StagedRows<A> rows(h, w, c.channels);
-    c.panels = p.n * h.count;
-    int64_t most = 1;
-    while (most < h.count && rows.elements(most + 1) * int64_t{sizeof(A)} <= machine().l2 / staged_part) ++most;
-    c.blocks = shared_out(divide_up(c.panels, most), c.panels, p.groups, threads);
-    c.block = divide_up(c.panels, c.blocks);
-    c.row_blocks = 1;
-    c.tasks = p.groups * c.blocks;
-    c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
-    c.column_bytes = align(rows.elements(std::min(c.block, h.count)) * int64_t{sizeof(A)}) +
-                     align(c.max_depth * int64_t{sizeof(int64_t)});
-    c.sum_bytes = align(height * Tile<A>::columns * int64_t{sizeof(A)});
-    return c;
-  }
-};
+using namespace im2col;
 
 // The filter as the product's left side: [panel][channel · taps + tap][row of the panel].
 template <class T>

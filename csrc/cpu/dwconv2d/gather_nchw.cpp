@@ -1,4 +1,5 @@
-// Depthwise fprop and dgrad, NCHW: a register holds consecutive columns of one row.
+// Depthwise fprop and dgrad, NCHW: a register holds consecutive columns of one row. Any geometry; 3x3 and 5x5 windows
+// side by side at stride 1, and 2 in fprop, go to in_place_nchw.cpp, which is two to four times as fast.
 //
 // A thread takes one plane at a time, copies it padded and widened into its workspace (see plane.h), and slides a strip
 // of 1, 2 or 4 registers over every output row with the taps broadcast. dgrad with a stride computes the residues of

@@ -1,4 +1,15 @@
-// Depthwise fprop and stride-1 dgrad of NCHW planes that are read where they lie: no padded copy, no scratch.
+// Depthwise fprop and stride-1 dgrad, NCHW, 3x3 and 5x5: planes read where they lie, without a padded copy.
+//
+// A tile is 7 output registers below each other (4 where 9 taps and the sums share 16 registers): a source row is loaded
+// once a tap column, shifted, and added to every output row that reads it. Loads at the border leave out the lanes that
+// would lie outside (lanes.h), so the padding costs nothing and no byte beyond the tensor is touched. Rows of at most
+// half a register go in pairs. The last register of a wider row reaches back over its neighbour, and a narrow row is
+// stored with its lanes beyond the end, which the next row overwrites: only the last store of a plane is a partial one.
+// Stride 2 loads two registers and separates the even columns from the odd ones. An epilogue beyond the bias is a
+// second pass over the finished plane in L1; 16-bit types are widened a plane at a time.
+// Other windows, dilations, unequal strides and strided dgrad stay with gather_nchw.cpp.
+//
+// FIGURES
 #include "in_place.h"
 
 #include "core/machine.h"
@@ -206,8 +217,7 @@ class Gather {
       const int64_t n = i / p_.c, c = i % p_.c;
       load_taps(c);
       k.start = bias_ ? widen(bias_[c]) : A(0);
-      if constexpr (direct)
-        if (!tail_.residual) k.out = tail_.out + tail_.out_at(n, c, 0);
+      if constexpr (direct) k.out = tail_.out + tail_.out_at(n, c, 0);
       k.x = source(i);
       sweep(k);
       if (!direct || tail_.residual || tail_.activation != Activation::none) finish(n, c, k.out);
@@ -271,13 +281,11 @@ bool in_place(const Problem& p) {
   return side_by_side && size && strides;
 }
 
-// The taps; of a 16-bit type also the widened plane; the sums where they are not what is written.
+// The taps; of a 16-bit type also the widened source and the sums.
 int64_t gather_in_place_workspace(const Problem& p, int threads) {
-  const bool wide = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16, sums = wide || p.epilogue.residual;
-  const bool dgrad = p.pass == Pass::dgrad;
-  const int64_t source = wide ? aligned(dgrad ? p.out_pixels() : p.in_pixels(), line) : 0;
-  const int64_t result = sums ? aligned(dgrad ? p.in_pixels() : p.out_pixels(), line) : 0;
-  return threads * (aligned(p.taps(), line) + source + result) * arithmetic_bytes(p.dtype);
+  const bool wide = p.dtype == Dtype::f16 || p.dtype == Dtype::bf16;
+  const int64_t planes = aligned(p.in_pixels(), line) + aligned(p.out_pixels(), line);
+  return threads * (aligned(p.taps(), line) + (wide ? planes : 0)) * arithmetic_bytes(p.dtype);
 }
 
 void gather_in_place(const Problem& p, const Args& args, const Parallel& parallel) {
