@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -26,15 +28,26 @@ def check_conv(
     integer: demand equality with the float64 result; otherwise hold the error bound.
     offset: elements by which every buffer is off alignment.
     """
-    operands = inputs.make(problem, seed, integer)
+    operands, expected = case(problem, seed, integer)
     out = run_guarded(kernel, problem, operands, offset, weight_channels_last, threads)
     assert not out.isnan().any(), f"{int(out.isnan().sum())} elements were not written or read outside an input."
-    exact = reference.conv2d(problem, **_double(problem, operands))
-    expected = reference.epilogue(problem, exact, operands.bias, operands.residual)
-    if integer and problem.activation in ("none", "relu", "relu6"):
+    if integer and is_exact(problem):
         _assert_equal(out, expected.to(out.dtype))
     else:
         _assert_bounded(problem, kernel, operands, out, expected)
+
+
+def is_exact(problem: Problem) -> bool:
+    """Whether the result on small integers is an integer too, so that equality can be demanded."""
+    return problem.activation in ("none", "relu", "relu6")
+
+
+@lru_cache(maxsize=1)  # every kernel of one algorithm is held against one result
+def case(problem: Problem, seed: int, integer: bool) -> tuple[inputs.Operands, Tensor]:
+    """Operands and the float64 result, epilogue included."""
+    operands = inputs.make(problem, seed, integer)
+    exact = reference.conv2d(problem, **_double(problem, operands))
+    return operands, reference.epilogue(problem, exact, operands.bias, operands.residual)
 
 
 def run_guarded(
@@ -85,9 +98,9 @@ def _assert_bounded(problem: Problem, kernel: Kernel, operands: inputs.Operands,
         if extra is not None:
             size = size + extra.double().abs()
     algorithm = "winograd" if "winograd" in kernel.name else "direct"
-    bound = tolerances.relative_bound(problem.dtype, inputs._terms(problem) + 2, algorithm)
+    bound = tolerances.relative_bound(problem.dtype, inputs.terms(problem) + 2, algorithm)
     # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
-    slack = 4 * tolerances.UNIT["f32" if problem.dtype != "f64" else "f64"] + tolerances._storage(problem.dtype)
+    slack = 4 * tolerances.UNIT["f32" if problem.dtype != "f64" else "f64"] + tolerances.storage(problem.dtype)
     error = (out.double() - expected).abs()
     allowed = 1.2 * bound * size + slack * expected.abs() + torch.finfo(out.dtype).tiny
     if (error > allowed).any():

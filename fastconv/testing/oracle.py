@@ -61,9 +61,9 @@ class Oracle:
             return torch.zeros_like(self.expected)
         bound = tolerances.relative_bound(dtype, self.terms + 2, "winograd" if "winograd" in kernel_name else "direct")
         if kernel_name.endswith("_aten"):
-            bound += 3 * tolerances._storage(dtype)  # unfused, torch rounds after every step of the epilogue
+            bound += 3 * tolerances.storage(dtype)  # unfused, torch rounds after every step of the epilogue
         # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
-        slack = 4 * tolerances.UNIT["f32" if dtype != "f64" else "f64"] + tolerances._storage(dtype)
+        slack = 4 * tolerances.UNIT["f32" if dtype != "f64" else "f64"] + tolerances.storage(dtype)
         return 1.2 * bound * self.size + slack * self.expected.abs() + torch.finfo(inputs.DTYPES[dtype]).tiny
 
 
@@ -83,7 +83,7 @@ def _ask_conv(problem: Problem) -> Oracle:
         if extra is not None:
             size = size + extra.double().abs()
     source = ATEN if exact is _huge else REFERENCE
-    return Oracle(problem, tensors, expected, size, inputs._terms(problem), source)
+    return Oracle(problem, tensors, expected, size, inputs.terms(problem), source)
 
 
 def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
 def _ask_pool(problem: Problem) -> Oracle:
     from fastconv.testing import check_pool
 
-    tensors, expected, _, bound = check_pool._case(problem, "normal", SEED)
+    tensors, expected, _, bound = check_pool.case(problem, "normal", SEED)
     size, terms = bound if bound else (None, 0)
     tensors = {name: t.contiguous(memory_format=inputs.memory_format(problem)) for name, t in tensors.items()}
     if problem.pass_ == "fprop" and problem.index != "none" and "index" not in tensors:

@@ -15,11 +15,11 @@ def relative_bound(dtype: str, terms: int, algorithm: str = "direct") -> float:
     16-bit types are summed in float and rounded once; tf32 rounds its operands on the way in.
     """
     if algorithm == "winograd":
-        return 64 * UNIT["f32"] + terms**0.5 * UNIT["f32"] + _storage(dtype)
+        return 64 * UNIT["f32"] + terms**0.5 * UNIT["f32"] + storage(dtype)
     working = UNIT["f64"] if dtype == "f64" else UNIT["f32"]
     summed = min(terms * working / (1 - terms * working), 4 * terms**0.5 * working + 2 * working)
-    return summed + 2 * working + _storage(dtype) + (2 * UNIT["tf32"] if dtype == "tf32" else 0)
+    return summed + 2 * working + storage(dtype) + (2 * UNIT["tf32"] if dtype == "tf32" else 0)
 
 
-def _storage(dtype: str) -> float:
+def storage(dtype: str) -> float:
     return UNIT[dtype] if dtype in ("f16", "bf16") else 0.0
