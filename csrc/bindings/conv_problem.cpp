@@ -1,5 +1,6 @@
 #include "conv_problem.h"
 
+#include "core/steps.h"
 #include "dispatch.h"
 
 namespace fastconv {

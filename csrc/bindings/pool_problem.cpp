@@ -1,5 +1,6 @@
 #include "pool_problem.h"
 
+#include "core/steps.h"
 #include "dispatch.h"
 
 namespace fastconv {

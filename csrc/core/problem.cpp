@@ -4,6 +4,8 @@
 #include <functional>
 #include <limits>
 
+#include "steps.h"
+
 namespace fastconv {
 
 namespace {

@@ -99,10 +99,6 @@ int64_t window_output(const Axis& axis, bool ceil_mode);
 // Throws std::invalid_argument with a sentence naming what is wrong.
 Problem parse_problem(std::string_view text);
 
-// A stride with one output, or the dilation of a window of one element, is a step never taken and may be any number:
-// this bounds both by the padded size, so that no kernel meets a huge one. `out` must be set.
-void drop_unused_steps(Axis& axis);
-
 // Empty when every size is positive, groups divide and all element counts fit 63 bits; a sentence otherwise.
 std::string invalid(const Problem& problem);
 
