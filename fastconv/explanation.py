@@ -22,11 +22,14 @@ _BYTES = {"f64": 8, "f32": 4, "tf32": 4, "f16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Line:
-    """One kernel of the list. ``reason`` is None when it could run; ``workspace`` None when it does not tell."""
+    """One kernel of the list. ``reason`` is None when it could run; ``workspace`` None when it does not tell; ``seconds``
+    is its estimate where kernels are compared by cost.
+    """
 
     kernel: str
     reason: str | None
     workspace: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ class Choice:
         return "\n".join([f"{self.problem} on {self.device}: {self.chosen}", *rows, *notes])
 
     def _verdict(self, line: Line) -> str:
+        estimate = "" if line.seconds is None else f", estimated {line.seconds * 1e3:.3g} ms"
         if line.kernel != self.chosen:
-            return "could run" if line.reason is None else f"no: {line.reason}"
-        cost = "" if line.workspace is None else f", {_size(line.workspace)} of workspace"
+            return f"could run{estimate}" if line.reason is None else f"no: {line.reason}"
+        cost = estimate + ("" if line.workspace is None else f", {_size(line.workspace)} of workspace")
         return f"chosen{cost}" if line.reason is None else f"chosen{cost}, as no other is left: {line.reason}"
 
 
@@ -111,7 +115,7 @@ def _explain_module(module: nn.Module, example: Any) -> Explanation:
 def _choice(problem: Problem, device: str, layers: list[Row] | None = None) -> Choice:
     chosen = dispatch.plan(problem, device)
     candidates = dispatch.candidates(problem, device)
-    lines = tuple(Line(c.kernel.name, c.reason, _workspace(c.kernel, problem)) for c in candidates)
+    lines = tuple(Line(c.kernel.name, c.reason, _workspace(c.kernel, problem), c.seconds) for c in candidates)
     notes = (_layout_note(problem, layers), _determinism_note(chosen))
     if layers:
         names = ", ".join(row.name or "(the module)" for row in layers)

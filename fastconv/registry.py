@@ -20,6 +20,8 @@ class Kernel:
     refuses: None when it accepts the problem, else one sentence with the values in it.
     run: ``run(problem, *, x, w, y, bias, residual, index, out=None) -> Tensor`` on tensors that lie densely in the
         problem's layout. ``out``, where a kernel takes it, is written and returned.
+    estimate: ``estimate(problem, threads)``, seconds on a nominal core for kernels that are compared by cost, or None where
+        the order of the list alone decides.
     native: position in the extension's own list, or None for a row that lives in Python.
     """
 
@@ -30,10 +32,20 @@ class Kernel:
     refuses: Callable[[Problem], str | None] = field(repr=False)
     run: Callable[..., Any] = field(repr=False)
     native: int | None = None
+    estimate: Callable[[Problem, int], float | None] = field(default=lambda *_: None, repr=False)
 
     def computes(self, problem: Problem) -> bool:
         """Whether the row is for this problem's op and pass at all."""
         return self.op in ("*", problem.op) and self.pass_ in ("*", problem.pass_)
+
+    @property
+    def target(self) -> str:
+        """The end of the name: an instruction set, or "aten"."""
+        return self.name.rsplit("_", 1)[-1]
+
+    @property
+    def is_winograd(self) -> bool:
+        return "_winograd" in self.name
 
     @property
     def is_reference(self) -> bool:
@@ -47,6 +59,24 @@ class Kernel:
     @property
     def is_torch(self) -> bool:
         return self.name.endswith("_aten")
+
+    @property
+    def algorithm(self) -> str:
+        """The middle of the name: "igemm", "winograd4", "aten", ..."""
+        return algorithm_of(self.name)
+
+    @property
+    def spreads_nan(self) -> bool:
+        """Whether one NaN or infinity in an operand makes other outputs NaN than it does in torch.
+
+        A Winograd tile computes its outputs from sums over all its pixels and all taps; 0 · inf and inf - inf are NaN.
+        """
+        return self.algorithm.startswith("winograd")
+
+
+def algorithm_of(name: str) -> str:
+    """The algorithm a kernel's name ``family/pass_algorithm_target`` speaks of."""
+    return name.split("/")[-1].split("_")[1] if "_" in name else name
 
 
 @cache

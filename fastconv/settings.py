@@ -29,12 +29,16 @@ class Settings:
         separated by commas, and a pattern that starts with "-" forbids what it matches.
     strict: raise instead of choosing a kernel outside the patterns (PyTorch's rows and the reference included).
     isa: the widest instruction set the CPU kernels may use.
+    winograd: Winograd kernels may be chosen for float32 and float64 3x3 convolutions. Their results differ from direct
+        summation by a few units of rounding more, and a NaN or infinity reaches every output of its tile of 2x2 or 4x4.
+        ``strict`` leaves them out as well, unless a pattern names them.
     deterministic: only kernels whose result has the same bits in every run and for every number of threads.
     """
 
     kernel: str = "*"
     strict: bool = False
     isa: str = "avx512"
+    winograd: bool = True
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +62,10 @@ class Settings:
             return f"config(kernel={self.kernel!r}) forbids it."
         if not any(fnmatchcase(kernel.name, pattern) for pattern in wanted):
             return f"config(kernel={self.kernel!r}) does not name it."
+        if kernel.is_winograd and not self.winograd:
+            return "config(winograd=False): only kernels that sum directly."
+        if kernel.is_winograd and self.strict and not any("winograd" in pattern for pattern in wanted):
+            return "config(strict=True): only kernels that sum directly, unless a pattern names winograd."
         return None
 
 

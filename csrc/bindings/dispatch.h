@@ -21,6 +21,7 @@ struct Operands {
 struct Plan {
   const Kernel* native = nullptr;  // a C++ kernel, or
   py::object kernel;               // the Python row that runs the problem itself
+  bool serial = false;             // too small to share out among threads
 };
 
 // The plan for a problem on a device type; asks the planner on the first call. The reference is valid until

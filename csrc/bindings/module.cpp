@@ -143,6 +143,13 @@ std::string refuses(size_t row, const Problem& problem, const std::string& isa_l
   return kernel.body.refuses(problem);
 }
 
+// Seconds on a nominal core, or nothing where the kernel leaves the choice to the order of the list.
+std::optional<double> estimate(size_t row, const Problem& problem, int threads) {
+  const Kernel& kernel = cpu_kernels().at(row);
+  if (!kernel.body.cost) return std::nullopt;
+  return estimated_seconds(kernel.body.cost(problem, threads), threads, nominal_rates(kernel.isa));
+}
+
 using OptionalTensor = std::optional<at::Tensor>;
 
 void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
@@ -189,6 +196,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
   m.def("workspace",
         [](size_t index, const Problem& p, int threads) { return cpu_kernels().at(index).body.workspace(p, threads); });
+  m.def("estimate", &estimate, py::arg("row"), py::arg("problem"), py::arg("threads"));
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("threads") = 0);

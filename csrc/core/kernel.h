@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <string>
 
+#include "cost.h"
 #include "parallel.h"
 #include "problem.h"
 
 namespace fastconv {
 
 // The operands of one call. Activations are dense in the problem's layout; the filter has strides of its own, so that
-// KCRS and KRSC (channels_last) weights are both read in place.
+// KCRS and KRSC (channels_last) weights are both read in place. What is written overlaps nothing that is read.
 struct Args {
   const void* x = nullptr;         // input: fprop, wgrad; max pool dgrad without an index
   const void* w = nullptr;         // filter: fprop, dgrad
@@ -28,6 +29,8 @@ struct KernelBody {
   std::string (*refuses)(const Problem&);             // empty: accepted; else one sentence with values
   int64_t (*workspace)(const Problem&, int threads);  // bytes
   void (*run)(const Problem&, const Args&, const Parallel&);
+  // Null where the order of the list alone decides; kernels that have one are compared with each other.
+  Cost (*cost)(const Problem&, int threads) = nullptr;
 };
 
 struct Kernel {

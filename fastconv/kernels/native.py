@@ -23,6 +23,7 @@ def rows() -> list[Kernel]:
             refuses=partial(_refuses, index),
             run=partial(_run, index),
             native=index,
+            estimate=partial(C.estimate, index),
         )
         for index, row in enumerate(C.kernels())
     ]

@@ -25,10 +25,11 @@ def check_conv(
 ) -> None:
     """Runs a native kernel between guards and raises AssertionError with one sentence when anything is wrong.
 
-    integer: demand equality with the float64 result; otherwise hold the error bound.
+    integer: demand equality with the float64 result where the algorithm is exact; otherwise hold the error bound.
     offset: elements by which every buffer is off alignment.
     """
-    operands, expected = case(problem, seed, integer)
+    integer = integer and kernel.algorithm not in tolerances.INEXACT
+    operands, expected = case(problem, seed, integer, tolerances.WEIGHT_MULTIPLE.get(kernel.algorithm, 1))
     out = run_guarded(kernel, problem, operands, offset, weight_channels_last, threads)
     assert not out.isnan().any(), f"{int(out.isnan().sum())} elements were not written or read outside an input."
     if integer and is_exact(problem):
@@ -42,10 +43,10 @@ def is_exact(problem: Problem) -> bool:
     return problem.activation in ("none", "relu", "relu6")
 
 
-@lru_cache(maxsize=1)  # every kernel of one algorithm is held against one result
-def case(problem: Problem, seed: int, integer: bool) -> tuple[inputs.Operands, Tensor]:
-    """Operands and the float64 result, epilogue included."""
-    operands = inputs.make(problem, seed, integer)
+@lru_cache(maxsize=2)  # every kernel of one algorithm is held against one result
+def case(problem: Problem, seed: int, integer: bool, multiple: int = 1) -> tuple[inputs.Operands, Tensor]:
+    """Operands and the float64 result, epilogue included. multiple: of what integer filters are multiples."""
+    operands = inputs.make(problem, seed, integer, multiple)
     exact = reference.conv2d(problem, **_double(problem, operands))
     return operands, reference.epilogue(problem, exact, operands.bias, operands.residual)
 
@@ -93,19 +94,29 @@ def _assert_equal(out: Tensor, expected: Tensor) -> None:
 
 
 def _assert_bounded(problem: Problem, kernel: Kernel, operands: inputs.Operands, out: Tensor, expected: Tensor) -> None:
-    size = reference.conv2d(problem, **{k: t.abs() for k, t in _double(problem, operands).items()})
-    for extra in (operands.bias[:, None, None] if operands.bias is not None else None, operands.residual):
-        if extra is not None:
-            size = size + extra.double().abs()
-    algorithm = "winograd" if "winograd" in kernel.name else "direct"
-    bound = tolerances.relative_bound(problem.dtype, inputs.terms(problem) + 2, algorithm)
-    # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
-    slack = 4 * tolerances.UNIT["f32" if problem.dtype != "f64" else "f64"] + tolerances.storage(problem.dtype)
-    error = (out.double() - expected).abs()
-    allowed = 1.2 * bound * size + slack * expected.abs() + torch.finfo(out.dtype).tiny
+    size = sum_of_sizes(problem, kernel.algorithm, operands)
+    limits = problem.dtype, inputs.terms(problem) + 2, kernel.algorithm, size, expected
+    error, allowed = (out.double() - expected).abs(), tolerances.allowed(*limits)
     if (error > allowed).any():
         worst = int((error / allowed.clamp(min=1e-300)).argmax())
         raise AssertionError(
             f"The error {error.flatten()[worst].item():.3g} exceeds the bound {allowed.flatten()[worst].item():.3g} "
             f"at element {worst}."
         )
+    if error.norm() > tolerances.allowed_l2(*limits):
+        raise AssertionError(
+            f"The error's norm {error.norm().item():.3g} exceeds {tolerances.allowed_l2(*limits):.3g}; the result has "
+            f"norm {expected.norm().item():.3g}."
+        )
+
+
+def sum_of_sizes(problem: Problem, algorithm: str, operands: inputs.Operands) -> Tensor:
+    """What errors are measured against: the sum of absolute products, bias and residual of each output."""
+    if algorithm in tolerances.TILE:
+        size = tolerances.winograd_size(problem, operands.first, operands.second, algorithm)
+    else:
+        size = reference.conv2d(problem, **{k: t.abs() for k, t in _double(problem, operands).items()})
+    for extra in (operands.bias[:, None, None] if operands.bias is not None else None, operands.residual):
+        if extra is not None:
+            size = size + extra.double().abs()
+    return size

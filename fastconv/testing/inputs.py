@@ -78,10 +78,11 @@ def _integers(shape, generator: torch.Generator, density: float) -> Tensor:
     return values * (torch.rand(shape, generator=generator) < density)
 
 
-def make(problem: Problem, seed: int, integer: bool) -> Operands:
+def make(problem: Problem, seed: int, integer: bool, multiple: int = 1) -> Operands:
     """Operands in the problem's dtype and layout.
 
     integer: values in -2..2, thinned out so that every partial sum stays exactly representable in the dtype.
+    multiple: of which filter, bias and residual, and so every result, are integer multiples; a power of two.
     """
     generator = torch.Generator().manual_seed(seed)
     dtype, sizes = DTYPES[problem.dtype], shapes(problem)
@@ -91,18 +92,18 @@ def make(problem: Problem, seed: int, integer: bool) -> Operands:
     if room / 24 < 1:
         density = min(density, 0.5)
 
-    def values(shape: tuple[int, ...]) -> Tensor:
-        return _integers(shape, generator, density) if integer else torch.randn(shape, generator=generator)
+    def values(shape: tuple[int, ...], scale: int) -> Tensor:
+        return scale * _integers(shape, generator, density) if integer else torch.randn(shape, generator=generator)
 
     def activation_layout(t: Tensor) -> Tensor:
         return t.to(dtype).contiguous(memory_format=memory_format(problem))
 
     def operand(name: str) -> Tensor:
-        t = values(sizes[name])
+        t = values(sizes[name], multiple if name == "w" else 1)
         return t.to(dtype) if name == "w" else activation_layout(t)
 
     first, second = (operand(name) for name in operand_names(problem))
     target = sizes[written(problem)]
-    bias = values((target[1],)).to(dtype) if problem.bias else None
-    residual = activation_layout(values(target)) if problem.residual else None
+    bias = values((target[1],), multiple).to(dtype) if problem.bias else None
+    residual = activation_layout(values(target, multiple)) if problem.residual else None
     return Operands(first, second, bias, residual)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastconv import reference, reference_pool
+from fastconv import reference, reference_pool, registry
 from fastconv.kernels import aten
 from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
@@ -67,9 +67,16 @@ class Oracle:
         if out.shape != self.expected.shape:
             return f"The result has shape {tuple(out.shape)}, not {tuple(self.expected.shape)}."
         error = (out.double() - self.expected).abs()
-        allowed = self._allowed(kernel_name)
+        limits = self._limits(kernel_name)
+        if limits is None:
+            allowed, norm = torch.zeros_like(self.expected), float("inf")
+        else:  # unfused, torch rounds after every step of the epilogue
+            allowed = tolerances.allowed(*limits, roundings=4 if kernel_name.endswith("_aten") else 1)
+            norm = tolerances.allowed_l2(*limits)
         wrong = ~((error <= allowed) | (out == self.expected))  # infinities are right when equal
         if not wrong.any():
+            if norm < float("inf") and error.norm() > norm:
+                return f"The error's norm {error.norm().item():.3g} exceeds {norm:.3g}."
             return None
         first = tuple(wrong.nonzero()[0].tolist())
         return (
@@ -77,16 +84,15 @@ class Oracle:
             f"{out[first].item():.6g}, exact is {self.expected[first].item():.6g}."
         )
 
-    def _allowed(self, kernel_name: str) -> Tensor:
-        dtype = self.problem.dtype
+    def _limits(self, kernel_name: str) -> tuple[str, int, str, Tensor, Tensor] | None:
+        """What ``tolerances`` judges by; None where equality is demanded."""
         if self.size is None:
-            return torch.zeros_like(self.expected)
-        bound = tolerances.relative_bound(dtype, self.terms + 2, "winograd" if "winograd" in kernel_name else "direct")
-        if kernel_name.endswith("_aten"):
-            bound += 3 * tolerances.storage(dtype)  # unfused, torch rounds after every step of the epilogue
-        # Every activation here has slope below 1.2; its own evaluation and the final rounding add a few units.
-        slack = 4 * tolerances.UNIT["f32" if dtype != "f64" else "f64"] + tolerances.storage(dtype)
-        return 1.2 * bound * self.size + slack * self.expected.abs() + torch.finfo(inputs.DTYPES[dtype]).tiny
+            return None
+        algorithm, size = registry.algorithm_of(kernel_name), self.size
+        if algorithm in tolerances.TILE:
+            pair = (self.tensors[name] for name in inputs.operand_names(self.problem))
+            size = size.maximum(tolerances.winograd_size(self.problem, *pair, algorithm))
+        return self.problem.dtype, self.terms + 2, algorithm, size, self.expected
 
 
 def ask(problem: Problem) -> Oracle:

@@ -2,11 +2,29 @@
 
 Errors are measured against the sum of the absolute products, in units of the rounding error u, so that cancellation is
 no excuse and no alarm (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1).
+
+Winograd kernels compute a tile of outputs at once, from all its pixels and all taps. They have bounds of their own, and
+their errors are measured against the largest sum of absolute products in the tile (``winograd_size``): an output that a
+corner of the map feeds with one product carries the rounding errors of its neighbours.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastconv.problem import Problem
+
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "tf32": 2.0**-11, "f16": 2.0**-11, "bf16": 2.0**-8}
+# Outputs of a tile along one axis.
+TILE = {"winograd2": 2, "winograd4": 4}
+# F(2x2) divides filters by four and is exact on integers that allow it; F(4x4) has irrational points.
+WEIGHT_MULTIPLE = {"winograd2": 4}
+INEXACT = ("winograd4",)
+# Of ||y - y64|| / ||y64|| in float.
+WINOGRAD4_L2 = 2e-5
+LARGEST_SLOPE = 1.2  # of an activation
 
 
 def relative_bound(dtype: str, terms: int, algorithm: str = "direct") -> float:
@@ -14,12 +32,62 @@ def relative_bound(dtype: str, terms: int, algorithm: str = "direct") -> float:
 
     16-bit types are summed in float and rounded once; tf32 rounds its operands on the way in.
     """
-    if algorithm == "winograd":
-        return 64 * UNIT["f32"] + terms**0.5 * UNIT["f32"] + storage(dtype)
     working = UNIT["f64"] if dtype == "f64" else UNIT["f32"]
+    if algorithm == "winograd4":
+        return 64 * working + terms**0.5 * working + storage(dtype)
     summed = min(terms * working / (1 - terms * working), 4 * terms**0.5 * working + 2 * working)
-    return summed + 2 * working + storage(dtype) + (2 * UNIT["tf32"] if dtype == "tf32" else 0)
+    direct = summed + 2 * working
+    if algorithm == "winograd2":
+        return 4 * direct + storage(dtype)
+    return direct + storage(dtype) + (2 * UNIT["tf32"] if dtype == "tf32" else 0)
+
+
+def allowed(dtype: str, terms: int, algorithm: str, size: Tensor, expected: Tensor, *, roundings: int = 1) -> Tensor:
+    """The error each element may have, after the epilogue.
+
+    size: the sum of absolute products with bias and residual. roundings: how often 16-bit types are rounded.
+    """
+    bound = relative_bound(dtype, terms, algorithm) + (roundings - 1) * storage(dtype)
+    # The activation's own evaluation and the final rounding add a few units.
+    slack = 4 * UNIT["f32" if dtype != "f64" else "f64"] + storage(dtype)
+    smallest = torch.finfo(expected.dtype if dtype == "f64" else _STORED.get(dtype, torch.float32)).tiny
+    return LARGEST_SLOPE * bound * size + slack * expected.abs() + smallest
+
+
+def allowed_l2(dtype: str, terms: int, algorithm: str, size: Tensor, expected: Tensor) -> float:
+    """Bound on ||y - y64||; infinite for algorithms that are held by their elements alone.
+
+    Where the result cancels as a whole, sums of ``terms`` products of random sign stand for it.
+    """
+    if algorithm != "winograd4":
+        return float("inf")
+    norm = max(expected.norm().item(), size.norm().item() / terms**0.5)
+    unit = UNIT["f64"] / UNIT["f32"] if dtype == "f64" else 1.0
+    return LARGEST_SLOPE * (WINOGRAD4_L2 * unit + 2 * storage(dtype)) * norm + torch.finfo(torch.float32).tiny
+
+
+def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: str) -> Tensor:
+    """Of each output of a 3x3 convolution, the largest sum |x||w| in any tile that can hold it.
+
+    first, second: as in ``inputs.operand_names``. Tiles may reach over the edges of the map: the sums there count too.
+    """
+    tile, reach = TILE[algorithm], 2
+    x, w, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
+    lows = [axis.pad_lo for axis in axes]
+    sizes = [(axis.size, axis.out) for axis in axes]
+    if problem.pass_ == "dgrad":
+        w = w.flip(2, 3).transpose(0, 1)
+        lows = [reach - low for low in lows]
+        sizes = [(out, size) for size, out in sizes]
+    pads = []
+    for low, (source, written) in zip(lows, sizes, strict=True):
+        pads += [low + tile - 1, written - source + reach - low + tile - 1]
+    return F.max_pool2d(F.conv2d(F.pad(x, pads), w), 2 * tile - 1, stride=1)
 
 
 def storage(dtype: str) -> float:
+    """The rounding error of storing a result of the arithmetic type."""
     return UNIT[dtype] if dtype in ("f16", "bf16") else 0.0
+
+
+_STORED = {"f16": torch.float16, "bf16": torch.bfloat16}

@@ -192,7 +192,7 @@ class Igemm {
     const AxisPhase &h = phase.h, &w = phase.w;
     const S** rows = reinterpret_cast<const S**>(own.rows);
     const S* zeros = reinterpret_cast<const S*>(work_.zeros);
-    const int64_t count = end - begin;
+    const int64_t count = end - begin, step = w.step * source.pixel;
     int64_t n = begin / phase.grid(), i = begin % phase.grid() / w.grid, j = begin % w.grid;
     for (int64_t m = 0; m < count;) {  // a stretch of one grid row at a time
       const int64_t stretch = std::min(count - m, w.grid - j);
@@ -209,10 +209,14 @@ class Igemm {
         const S* line = source.base + n * source.image + y * source.row;
         for (int64_t b = 0; b < w.taps; ++b, row += count) {
           const int64_t x = j * w.step + w.first + b * w.tap_step;
-          for (int64_t q = 0; q < stretch; ++q) {
-            const int64_t at = x + q * w.step;
-            row[q] = at >= 0 && at < w.source_size ? line + at * source.pixel : zeros;
-          }
+          const S* at = line + x * source.pixel;
+          if (x >= 0 && x + (stretch - 1) * w.step < w.source_size)
+            for (int64_t q = 0; q < stretch; ++q) row[q] = at + q * step;
+          else
+            for (int64_t q = 0; q < stretch; ++q) {
+              const int64_t column = x + q * w.step;
+              row[q] = column >= 0 && column < w.source_size ? at + q * step : zeros;
+            }
         }
       }
       m += stretch, j = 0;
@@ -320,13 +324,44 @@ int64_t workspace(const Problem& p, int threads) {
   return arena.used();
 }
 
+// Products over whole registers; the filter is read and written once by packing, the results once, and the source once
+// more for each group of panels after the first.
+Cost cost(const Problem& p, int threads) {
+  Cost cost;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const Shape<T> s(p);
+    const double element = sizeof(arithmetic<T>), width = double(round_up(s.columns, s.lanes) * p.groups);
+    double busiest = 0;
+    for (int64_t i = 0; i < phase_count(p); ++i) {
+      const Phase phase = phase_of(p, i);
+      const int64_t pixels = p.n * phase.grid(), strips = ceil_div(pixels, s.strip), panels = p.groups * s.panels;
+      if (!pixels) continue;
+      const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
+      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width;
+      const int64_t tasks = ceil_div(chunks.strips * chunks.panels, threads);
+      busiest += flops * double(tasks * threads * ceil_div(strips, chunks.strips) * ceil_div(panels, chunks.panels)) /
+                 double(strips * panels);
+      cost.flops += flops;
+      cost.moved += element * double(pixels) * width;
+    }
+    const double filter = double(p.groups * s.panels * s.panel_size);
+    const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
+    cost.moved += 2 * element * (filter + (s.copy_w || s.staged ? source * double(s.table_taps) : 0));
+    cost.shared = element * source * double(ceil_div(p.groups * s.panels, s.group_panels) - 1);
+    cost.memory = p.bytes();
+    if (cost.flops > 0) cost.imbalance = busiest / cost.flops;
+  });
+  return cost;
+}
+
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype, [&](auto* t) { Igemm<std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
 }
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run};
-extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run};
+extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run, cost};
+extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run, cost};
 
 }  // namespace fastconv::FASTCONV_ISA

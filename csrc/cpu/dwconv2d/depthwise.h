@@ -11,7 +11,6 @@
 namespace fastconv::FASTCONV_ISA::depthwise {
 
 inline constexpr int64_t line = 16;  // channels that are never split between tasks: one cache line of floats
-inline constexpr int64_t l1_budget = 24 * 1024;  // bytes of source rows kept between output rows, of 32 KiB L1d
 
 // A set of output positions along one axis that read the source through the same taps. Position first + step·j, j in
 // [0, count), reads source j·in_step + offset + i·dilation through tap tap + i·tap_step, i in [0, taps), where that

@@ -1,0 +1,338 @@
+// Winograd convolution, F(2x2,3x3) and F(4x4,3x3): fprop, and dgrad as fprop of dy with the filter turned around and
+// its padding 2 - p; channels_last and NCHW. Matrices: transforms.h; how the work is cut and what it costs: cut.h.
+//
+// A tile of m x m outputs reads (m + 2)^2 pixels. With their transform V, the filter's U and the product of each
+// frequency M = V·U (16 or 36 matrix products of tiles x input channels x output channels, by the register tile of
+// igemm) an output takes 4 multiplications a channel instead of 9, or 2.25.
+//
+//   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products,
+//   outputs.
+//               V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
+//   by panels   few tiles (small maps): V of all tiles is written once; each thread walks panels of two registers of
+//               output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor does M.
+//
+// Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
+// derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
+// NCHW is staged, runs of 8 tiles at a time, through transposes in registers on the way in and out.
+//
+// Every sum runs over the input channels in one order, 128 at a time: neither the cut nor the threads show in the bits.
+//
+// Predicted for 64@56, batch 1, F(4x4), before it was measured: 58 MFLOP of products at 2 x 105 GFLOP/s and 7 MB
+// through the transforms at 2 x 100 GB/s, 0.31 ms or 745 GFLOP/s of the direct count. Outcome 0.37 to 0.43 ms: products
+// run at 90, transforms at 77 (cut.h). Measured (Zen 4, both cores, f32, KCRS weights, 2026-11-22, GFLOP/s of the
+// direct count, medians, channels_last, batch 1 / 8; torch is the better of its two layouts, all in turns):
+//                 winograd4 avx512   avx2        winograd2 avx512   igemm avx512   torch
+//   64@56         533 / 524          472 / 493   336 / 330          208 / 202      205 / 218
+//   128@28        585 / 627          539 / 562   382 / 399          210 / 210      206 / 222
+//   256@14        409 / 515          361 / 496   339 / 411          187 / 215      203 / 236
+//   512@7         270 / 491          248 / 446   221 / 296          154 / 208      172 / 236
+//   64@224        521 / 530          507 / 504   341 / 351          205 / 205      221 / 173
+//   128@112       631 / 634          590 / 601   398 / 407          210 / 207      222 / 195
+//   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
+//   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
+//   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
+// dgrad the same within 10 % (64@56, batch 1: 567 / 512). NCHW is 3 to 12 % slower, 25 % at 64@224.
+// F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
+// lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
+// (8@112: 118 against 72).
+#include <type_traits>
+
+#include "cpu/conv2d/pack.h"
+#include "cpu/epilogue.h"
+#include "shape.h"
+#include "simd/transpose.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+using namespace winograd;
+
+template <class P, class T>
+class Winograd {
+  using A = arithmetic<T>;
+  static constexpr int lanes = Vec<A>::lanes;
+
+ public:
+  Winograd(const Problem& p, const Args& args, const Parallel& parallel)
+      : p_(p),
+        args_(args),
+        parallel_(parallel),
+        s_(p, parallel.threads()),
+        tail_(p, args),
+        source_(static_cast<const T*>(s_.dgrad ? args.y : args.x)),
+        arena_(args.workspace),
+        work_(arena_, s_, parallel.threads()) {
+    std::fill_n(work_.zeros, s_.channels, A(0));
+    std::fill_n(work_.start, s_.width, A(0));
+    for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
+  }
+
+  void run() const {
+    if (s_.by_panels)
+      run_by_panels();
+    else
+      run_by_tiles();
+  }
+
+ private:
+  using Own = Private<P, T>;
+
+  // Neighbouring tiles of one row of tiles.
+  struct Run {
+    int64_t tile, count;  // the first of all, and how many
+    int64_t n, y, x;      // image, and written position of the first
+  };
+
+  Run run_of(int64_t first, int64_t last) const {
+    const int64_t row = first / s_.w.tiles;
+    return {first, last - first, row / s_.h.tiles, row % s_.h.tiles * P::outputs, first % s_.w.tiles * P::outputs};
+  }
+
+  template <class F>
+  void each_run(int64_t first, int64_t last, F&& f) const {
+    for (int64_t t = first; t < last;) {
+      const int64_t end = std::min({last, t + run_tiles, (t / s_.w.tiles + 1) * s_.w.tiles});
+      f(run_of(t, end));
+      t = end;
+    }
+  }
+
+  Own own(int thread) const {
+    Arena arena(work_.threads + thread * work_.thread_bytes);
+    return Own(arena, s_);
+  }
+
+  void run_by_tiles() const {
+    parallel_(s_.panels * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
+      const Own mine = own(thread);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t panel = i / s_.chunks, first = i % s_.chunks * depth_chunk;
+        const int64_t width = s_.vectors(panel) * lanes;
+        filter(mine, panel, first, std::min(depth_chunk, s_.channels - first),
+               work_.filter + panel * s_.channels * s_.width + first * width);
+      }
+    });
+    parallel_(s_.blocks, [&](int64_t begin, int64_t end, int thread) {
+      const Own mine = own(thread);
+      point_rows(mine, mine.input, s_.block);
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
+        each_run(first, last, [&](const Run& run) {
+          for (int64_t c = 0; c < s_.channels; c += depth_chunk)
+            input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
+        });
+        for (int64_t f = 0; f < P::frequencies; ++f)
+          for (int64_t panel = 0; panel < s_.panels; ++panel)
+            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels,
+                     work_.filter + f * s_.filter_step + panel * s_.channels * s_.width);
+        each_run(first, last, [&](const Run& run) {
+          for (int64_t panel = 0; panel < s_.panels; ++panel)
+            output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
+        });
+      }
+    });
+  }
+
+  void run_by_panels() const {
+    const int64_t tile_rows = s_.tiles / s_.w.tiles;
+    parallel_(tile_rows * s_.runs * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
+      const Own mine = own(thread);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / s_.chunks / s_.runs * s_.w.tiles, piece = i / s_.chunks % s_.runs;
+        const Run run = run_of(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
+        input(mine, run, i % s_.chunks * depth_chunk, work_.input + run.tile * s_.input_row);
+      }
+    });
+    parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
+      const Own mine = own(thread);
+      point_rows(mine, work_.input, s_.tiles);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        for (int64_t c = 0; c < s_.channels; c += depth_chunk) {
+          const int64_t depth = std::min(depth_chunk, s_.channels - c);
+          filter(mine, panel, c, depth, mine.filter);
+          for (int64_t f = 0; f < P::frequencies; ++f)
+            multiply(mine, f, s_.tiles, panel, 0, c, depth, mine.filter + f * s_.filter_step);
+        }
+        each_run(0, s_.tiles, [&](const Run& run) { output(mine, run, panel, mine.sums + run.tile * s_.sum_row); });
+      }
+    });
+  }
+
+  void point_rows(const Own& mine, const A* input, int64_t tiles) const {
+    for (int64_t t = 0; t < tiles; ++t) {
+      mine.input_rows[t] = input + t * s_.input_row;
+      mine.sum_rows[t] = mine.sums + t * s_.sum_row;
+    }
+  }
+
+  // U of `depth` input channels of a panel.
+  void filter(const Own& mine, int64_t panel, int64_t first, int64_t depth, A* out) const {
+    const int64_t* stride = args_.w_stride;
+    Filter<T> f;
+    f.column = s_.dgrad ? stride[1] : stride[0], f.depth = s_.dgrad ? stride[0] : stride[1];
+    f.tap_h = stride[2], f.tap_w = stride[3];
+    f.window_h = f.window_w = filter_size;
+    const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width), width = s_.vectors(panel) * lanes;
+    for (int64_t d = 0; d < depth; d += packed_depth) {
+      const int64_t some = std::min(packed_depth, depth - d);
+      f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + (first + d) * f.depth;
+      pack_panel(f, slot_, some, columns, width, mine.packed);
+      transform_filter<P>(mine.packed, some * width, some * width, out + d * width, s_.filter_step);
+    }
+  }
+
+  // V of up to depth_chunk channels of a run; the first tile's at `out`.
+  void input(const Own& mine, const Run& run, int64_t first, A* out) const {
+    const int64_t count = std::min(depth_chunk, s_.channels - first);
+    const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin;
+    if (!s_.planes) {
+      const int64_t row = s_.w.source * s_.channels;
+      const T* corner = source_ + (run.n * s_.h.source + y) * row + x * s_.channels + first;
+      return transform_run(mine, run, corner, row, s_.channels, count, out + first);
+    }
+    const int64_t left = std::max<int64_t>(x, 0);
+    const int64_t right = std::min(x + (run.count - 1) * P::outputs + P::size, s_.w.source);
+    for (int64_t i = 0; i < P::size; ++i)
+      if (y + i >= 0 && y + i < s_.h.source && left < right)
+        transpose(source_ + ((run.n * s_.channels + first) * s_.h.source + y + i) * s_.w.source + left,
+                  s_.h.source * s_.w.source, count, right - left,
+                  mine.stage + (i * s_.stage_pixels + left - x) * s_.stage_row, s_.stage_row);
+    transform_run<A>(mine, run, mine.stage, s_.stage_pixels * s_.stage_row, s_.stage_row, count, out + first);
+  }
+
+  // `corner` is where the first pixel of the first tile lies, or would lie; `row` and `step` lead to its neighbours.
+  template <class S>
+  void transform_run(const Own& mine, const Run& run, const S* corner, int64_t row, int64_t step, int64_t count,
+                     A* out) const {
+    const S** pixel = reinterpret_cast<const S**>(mine.pixel);
+    const S* zeros = reinterpret_cast<const S*>(work_.zeros);
+    for (int64_t t = 0; t < run.count; ++t) {
+      const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin + t * P::outputs;
+      const S* tile = corner + t * P::outputs * step;
+      for (int64_t i = 0; i < P::size; ++i)
+        for (int64_t j = 0; j < P::size; ++j) {
+          const bool inside = y + i >= 0 && y + i < s_.h.source && x + j >= 0 && x + j < s_.w.source;
+          pixel[i * P::size + j] = inside ? tile + i * row + j * step : zeros;
+        }
+      transform_input<P>(pixel, count, out + t * s_.input_row, s_.input_step);
+    }
+  }
+
+  // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
+  void multiply(const Own& mine, int64_t f, int64_t tiles, int64_t panel, int64_t column, int64_t first, int64_t depth,
+                const A* filter) const {
+    const int vectors = s_.vectors(panel);
+    Tile<A> tile;
+    tile.taps = 1;
+    tile.start = work_.start;
+    tile.out_offset = tile.residual_offset = f * s_.sum_step + column;
+    tile.ahead = nullptr, tile.ahead_lines = 0;
+    tile.clamped = false;
+    tile.last = lanes;
+    const int64_t strips = ceil_div(tiles, s_.strip);
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t begin = s * tiles / strips, end = (s + 1) * tiles / strips;
+      tile.rows = mine.input_rows + begin;
+      tile.out = mine.sum_rows + begin;
+      const TileFunction<A> function = tile_function<A>(static_cast<int>(end - begin), vectors);
+      for (int64_t c = first; c < first + depth; c += depth_chunk) {
+        tile.run = std::min(depth_chunk, first + depth - c);
+        tile.offset = f * s_.input_step + c;
+        tile.weights = filter + (c - first) * vectors * lanes;
+        tile.residual = c > 0 ? tile.out : nullptr;
+        function(tile);
+      }
+    }
+  }
+
+  // Writes the channels of a panel of a run; the first tile's sums lie at m.
+  [[gnu::flatten]] void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
+    const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
+    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - run.y);
+    const int64_t cols = std::min(run.count * P::outputs, s_.w.written - run.x);
+    for (int64_t t = 0; t < run.count; ++t, m += s_.sum_row) {
+      const int64_t x = t * P::outputs, some_cols = std::min<int64_t>(P::outputs, cols - x);
+      for (int64_t k = 0; k < count; k += lanes) {
+        Vec<A> y[P::outputs][P::outputs];
+        transform_output<P>(m + k, s_.sum_step, y);
+        const int some = static_cast<int>(std::min<int64_t>(lanes, count - k));
+        if (s_.planes) {
+          for (int64_t i = 0; i < P::outputs; ++i)
+            for (int64_t j = 0; j < P::outputs; ++j)
+              store(mine.tile + (i * run_tiles * P::outputs + x + j) * s_.width + k, y[i][j]);
+          continue;
+        }
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < some_cols; ++j)
+            tail_.put_channels(run.n, first + k, (run.y + i) * s_.w.written + run.x + x + j, y[i][j], some);
+      }
+    }
+    if (s_.planes)
+      for (int64_t i = 0; i < rows; ++i)
+        put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
+  }
+
+  // One row of a run's outputs, [pixel][channel of the panel], into planes.
+  void put_row(const A* from, const Run& run, int64_t i, int64_t cols, int64_t panel) const {
+    const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
+    for (int64_t x = 0; x < cols; x += lanes)
+      for (int64_t k = 0; k < count; k += lanes) {
+        const int some = static_cast<int>(std::min<int64_t>(lanes, cols - x));
+        Vec<A> block[lanes];
+        for (int c = 0; c < lanes; ++c) block[c] = c < some ? load(from + (x + c) * s_.width + k) : Vec<A>::zero();
+        transpose(block);
+        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c)
+          tail_.put_pixels(run.n, first + k + c, (run.y + i) * s_.w.written + run.x + x, block[c], some);
+      }
+  }
+
+  const Problem& p_;
+  const Args& args_;
+  const Parallel& parallel_;
+  const Shape<P, T> s_;
+  const Tail<T> tail_;
+  const T* source_;
+  Arena arena_;
+  const Work<P, T> work_;
+  int64_t slot_[filter_taps];
+};
+
+std::string refuses(const Problem& p) {
+  if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
+  const auto differs = [](const char* what, int64_t h, int64_t w, const char* only) {
+    return std::string("The ") + what + " is " + std::to_string(h) + "x" + std::to_string(w) + ": " + only;
+  };
+  if (p.h.window != filter_size || p.w.window != filter_size)
+    return differs("filter", p.h.window, p.w.window, "the transforms are for 3x3.");
+  if (p.h.stride != 1 || p.w.stride != 1)
+    return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
+  if (p.h.dilation != 1 || p.w.dilation != 1)
+    return differs("dilation", p.h.dilation, p.w.dilation, "the taps must be neighbours.");
+  if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
+  return {};
+}
+
+template <class P>
+int64_t workspace(const Problem& p, int threads) {
+  Arena arena(nullptr);
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Work<P, T>(arena, Shape<P, T>(p, threads), threads);
+  });
+  return arena.used();
+}
+
+template <class P>
+void run(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) { Winograd<P, std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
+}
+
+}  // namespace
+
+extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
+extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
+extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
+extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,123 @@
+"""What only Winograd kernels have: exactness on multiples of four, tiles that spread a NaN, a cost estimate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastconv import reference, registry
+from fastconv.problem import Problem
+from fastconv.testing import inputs, tolerances
+from fastconv.testing.check import run_guarded
+
+ROOT = Path(__file__).parents[2]
+KERNELS = [k for k in registry.kernels() if k.algorithm in tolerances.TILE]
+BY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+DENSE = [k for k in registry.kernels() if k.op == "conv2d" and k.pass_ != "wgrad" and k.native is not None]
+
+
+def skip_without_isa(kernel) -> None:
+    """Skips where this machine lacks the kernel's instruction set."""
+    refusal = kernel.refuses(Problem("n1c4h5w6_k4r3s3_p1_f32nhwc").replace(pass_=kernel.pass_)) or ""
+    if "no avx" in refusal.lower():
+        pytest.skip(refusal)
+
+
+@BY_KERNEL
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("n1c4h9w8_k4r3s5_f32nhwc", "The filter is 3x5"),
+        ("n1c4h9w8_k4r3s3_u1x2_f32nhwc", "The stride is 1x2"),
+        ("n1c4h9w8_k4r3s3_d2x1_f32nhwc", "The dilation is 2x1"),
+        ("n1c4h9w8_k4r3s3_g2_f32nhwc", "There are 2 groups"),
+    ],
+)
+def test_refusals_are_sentences(kernel, text, sentence):
+    skip_without_isa(kernel)
+    assert kernel.refuses(Problem(text).replace(pass_=kernel.pass_)).startswith(sentence)
+
+
+@BY_KERNEL
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_relative_error_in_float(kernel, layout):
+    """The errors of Lavin and Gray's table: about 4e-7 for F(2x2) and 1.1e-6 for F(4x4) at 2,304 terms."""
+    skip_without_isa(kernel)
+    problem = Problem("n1c256h14w13_k48r3s3_p1_f32nhwc").replace(pass_=kernel.pass_, layout=layout)
+    problem = problem if kernel.pass_ == "fprop" else problem.replace(c=48, k=256)
+    operands = inputs.make(problem, 0, integer=False)
+    out = run_guarded(kernel, problem, operands).double()
+    pair = dict(zip(inputs.operand_names(problem), (operands.first, operands.second), strict=True))
+    exact = reference.conv2d(problem, **pair)
+    error = ((out - exact).norm() / exact.norm()).item()
+    assert error < {"winograd2": 6e-7, "winograd4": 1.6e-6}[kernel.algorithm]
+
+
+@pytest.mark.parametrize("kernel", DENSE, ids=lambda k: k.name)
+def test_where_a_nan_goes(kernel):
+    """Exactly where torch's goes; in a Winograd kernel there too, and no further than the tiles that see it."""
+    problem = Problem("n1c3h13w14_k5r3s3_p1_f32nhwc").replace(pass_=kernel.pass_)
+    if kernel.refuses(problem) is not None:
+        pytest.skip(kernel.refuses(problem))
+    operands = inputs.make(problem, 0, integer=False)
+    row, column = 6, 7
+    operands.first[0, 1, row, column] = float("nan")
+    reached = run_guarded(kernel, problem, operands)[0].isnan()
+    pixels = torch.zeros(reached.shape, dtype=torch.bool)
+    pixels[:, row - 1 : row + 2, column - 1 : column + 2] = True
+    if not kernel.spreads_nan:
+        assert torch.equal(reached, pixels)
+        return
+    tile = tolerances.TILE[kernel.algorithm]
+    within = torch.zeros_like(pixels)
+    rows, columns = ((at - 1) // tile * tile for at in (row, column))
+    ends = [((at + 1) // tile + 1) * tile for at in (row, column)]
+    within[:, rows : ends[0], columns : ends[1]] = True
+    assert (reached & pixels).sum() == pixels.sum() and not (reached & ~within).any()
+
+
+@pytest.fixture(scope="module")
+def ask_cost(tmp_path_factory):
+    """Runs winograd_cost.cpp: (problem, threads, outputs, lanes) to a dictionary."""
+    program = tmp_path_factory.mktemp("winograd") / "cost"
+    sources = [ROOT / "tests/kernels/winograd_cost.cpp", *sorted((ROOT / "csrc/core").glob("*.cpp"))]
+    command = [os.fspath(shutil.which("c++") or "g++"), "-std=c++20", f"-I{ROOT}/csrc", "-o", str(program)]
+    subprocess.run([*command, *map(str, sources)], check=True)
+    names = "by_panels tiles panels blocks product_flops transform_bytes shared_bytes memory_bytes imbalance seconds"
+
+    def ask(*question) -> dict[str, float]:
+        line = " ".join(map(str, question))
+        answer = subprocess.run([str(program)], input=line, capture_output=True, text=True, check=True)
+        return dict(zip(names.split(), map(float, answer.stdout.split()), strict=True))
+
+    return ask
+
+
+def test_cost_counts_the_work(ask_cost):
+    """Four times fewer multiplications for F(4x4) on whole tiles, 2.25 times for F(2x2); transforms counted by hand."""
+    text = "n1c64h56w56_k64r3s3_p1_f32nhwc"
+    four, two = ask_cost(text, 2, 4, 16), ask_cost(text, 2, 2, 16)
+    assert (four["tiles"], two["tiles"]) == (14 * 14, 28 * 28)
+    assert four["product_flops"] == pytest.approx(Problem(text).flops / 4, rel=1e-5)
+    assert two["product_flops"] == pytest.approx(Problem(text).flops / 2.25, rel=1e-5)
+    filters, squares = 64 * 64 * (36 + 27), 196 * 64 * (72 + 36 + 16)
+    assert four["transform_bytes"] == pytest.approx(4 * (filters + squares), rel=1e-5)
+    assert four["memory_bytes"] == pytest.approx(Problem(text).bytes, rel=1e-5)
+    assert four["seconds"] < two["seconds"]
+
+
+def test_cost_sees_who_shares_what(ask_cost):
+    """Few tiles are shared by threads that split the channels; many are split, one thread or two."""
+    small = "n1c512h7w7_k512r3s3_p1_f32nhwc"
+    assert ask_cost(small, 2, 4, 16)["by_panels"] == 1
+    assert ask_cost(small, 32, 4, 16)["panels"] == 32  # narrow ones, so that every thread has one
+    assert ask_cost("n8c64h56w56_k64r3s3_p1_f32nhwc", 2, 4, 16)["by_panels"] == 0
+    one, two = (ask_cost("n1c64h56w56_k64r3s3_p1_f32nhwc", threads, 4, 16) for threads in (1, 2))
+    assert one["seconds"] == pytest.approx(2 * two["seconds"], rel=0.01)
+    planes = ask_cost("n1c64h56w56_k64r3s3_p1_f32nchw", 2, 4, 16)
+    assert planes["transform_bytes"] > two["transform_bytes"] and planes["product_flops"] == two["product_flops"]
