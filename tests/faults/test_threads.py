@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import fastconv
-from fastconv import functional, settings
+from fastconv import dispatch, functional, settings
 from fastconv._native import C
+from fastconv.problem import Problem
 from fastconv.profiling import trace
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,23 @@ def test_traces_inside_traces():
     second.__exit__(None, None, None)
     one_problem(0, functional)
     assert [len(c) for c in calls] == [0, 1]
+
+
+def test_deterministic_mode_compares_kernels_as_for_one_thread():
+    """Estimates of cost depend on the number of threads; where they decide, the bits would too."""
+    problem = Problem("n1c64h28w30_k64r3s3_p1_f32nhwc")
+
+    def estimates(threads: int) -> list[float | None]:
+        torch.set_num_threads(threads)
+        return [candidate.seconds for candidate in dispatch.candidates(problem)]
+
+    before = torch.get_num_threads()
+    try:
+        assert any(estimates(1)) and estimates(1) != estimates(16)
+        with fastconv.config(deterministic=True):
+            assert estimates(1) == estimates(2) == estimates(16)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_deterministic_mode_has_the_same_bits_in_a_hundred_runs():
