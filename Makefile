@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 BUILD := build/cmake
 SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test lint format sanitize build clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.created:
@@ -48,6 +48,9 @@ format: $(VENV)/.dependencies
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 $(BIN)/clang-format -i
+
+sanitize: $(VENV)/.dependencies
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" .ci/sanitize
 
 clean:
 	rm -rf build $(VENV) fastconv/_C*.so fastconv/_build.py

@@ -40,7 +40,7 @@ def bench_kernel(benchmark, answers, problem, entrant):
     exact = answers(problem)
     [tensors] = bench.operand_sets(exact.tensors, entrant.problem, cold=False)
     call = entrant.call(tensors)
-    wrong = exact.verdict(bench.result_of(call()), entrant.kernel.name)
+    wrong = exact.verdict_of_call(call(), tensors, entrant.kernel.name)
     assert wrong is None, wrong  # no timing of a wrong result
     benchmark.group = str(problem)
     benchmark.extra_info |= {"flops": problem.flops, "bytes": problem.bytes}

@@ -70,7 +70,7 @@ def time_layer(network: str, problem: Problem, count: int, ceilings: Ceilings, s
     tensors = {at: bench.operand_sets(exact.tensors, problem.replace(layout=at), cold=False)[0] for at in layouts}
     own = peer.fprop(problem, tensors[problem.layout], fastconv.functional)
     kernel = dispatch.plan(problem).name
-    wrong = exact.verdict(bench.result_of(own()), kernel)
+    wrong = exact.verdict_of_call(own(), tensors[problem.layout], kernel)
     if wrong:
         raise RuntimeError(f"{kernel} on {problem}: {wrong}")
     calls = {at: peer.fprop(problem, tensors[at], torch.nn.functional) for at in layouts}

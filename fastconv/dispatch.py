@@ -31,7 +31,8 @@ class Candidate:
 def candidates(problem: Problem, device: str = "cpu", active: Settings | None = None) -> list[Candidate]:
     """Every kernel for this op and pass in order of preference, each with its reason under the settings in force."""
     active = active or settings.current()
-    threads = torch.get_num_threads()
+    # The bits must not depend on the number of threads, so the choice must not either.
+    threads = 1 if active.deterministic else torch.get_num_threads()
     rows = []
     for kernel in registry.kernels():
         if kernel.computes(problem):

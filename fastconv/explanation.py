@@ -22,8 +22,8 @@ _BYTES = {"f64": 8, "f32": 4, "tf32": 4, "f16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class Line:
-    """One kernel of the list. ``reason`` is None when it could run; ``workspace`` None when it does not tell; ``seconds``
-    is its estimate where kernels are compared by cost.
+    """One kernel of the list. ``reason`` is None when it could run; ``workspace`` None when it does not tell;
+    ``seconds`` is its estimate where kernels are compared by cost.
     """
 
     kernel: str

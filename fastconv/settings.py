@@ -69,24 +69,33 @@ class Settings:
         return None
 
 
-def _from_environment(environment: Mapping[str, str]) -> Settings:
+class VariableError(ValueError):
+    """An environment variable holds something that is no value of its switch."""
+
+
+def check_environment(environment: Mapping[str, str]) -> Settings:
+    """The settings that environment variables ask for; VariableError names the one that is wrong."""
     known = {"FASTCONV_KERNEL": "kernel", "FASTCONV_ISA": "isa"}
-    chosen = {}
+    chosen = {name: environment[variable] for variable, name in known.items() if variable in environment}
     for variable, name in known.items():
-        if variable in environment:
+        if name in chosen:
             try:
-                Settings(**{name: environment[variable]})
+                Settings(**{name: chosen[name]})
+                if name == "kernel":
+                    _check_patterns(chosen[name])
             except ValueError as error:
-                raise ValueError(f"The environment variable {variable} is wrong. {error}") from None
-            chosen[name] = environment[variable]
+                raise VariableError(f"The environment variable {variable} is wrong. {error}") from None
     return Settings(**chosen)
 
 
-_current = _from_environment(os.environ)
+_current: Settings | None = None  # until the first use, so that a wrong variable does not break the import
 
 
 def current() -> Settings:
-    """The settings in force in this process."""
+    """The settings in force in this process. VariableError, a ValueError, when an environment variable is wrong."""
+    global _current
+    if _current is None:
+        _current = check_environment(os.environ)
     return _current
 
 
@@ -114,14 +123,14 @@ class config:
         if unknown:
             names = ", ".join(field.name for field in fields(Settings))
             raise TypeError(f"config: unknown switch {sorted(unknown)[0]!r}; the switches are {names}.")
-        self._before = _current
-        settings = replace(_current, **changes)
+        self._before = current()
+        settings = replace(self._before, **changes)
         if "kernel" in changes:
             _check_patterns(settings.kernel)
         _install(settings)
 
     def __enter__(self) -> Settings:
-        return _current
+        return current()
 
     def __exit__(self, *_: object) -> None:
         _install(self._before)

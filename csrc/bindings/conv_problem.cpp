@@ -1,5 +1,6 @@
 #include "conv_problem.h"
 
+#include "core/steps.h"
 #include "dispatch.h"
 
 namespace fastconv {
@@ -66,6 +67,7 @@ void set_output(Axis& a, const char* axis) {
   TORCH_CHECK(padded >= a.reach(), "The kernel reaches over ", a.reach(), " along ", axis, " (size ", a.window,
               ", dilation ", a.dilation, "), but the padded input has only ", padded, ".");
   a.out = window_output(a, false);
+  drop_unused_steps(a);
 }
 
 bool suggests_channels_last(const at::Tensor& t) {

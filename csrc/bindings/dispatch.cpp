@@ -36,9 +36,11 @@ struct KeyHash {
   }
 };
 
+using Plans = std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash>;
+
 struct Cache {
   std::shared_mutex mutex;
-  std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans;
+  Plans plans;
   py::object planner;
   py::object trace;
 };
@@ -71,28 +73,14 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
 
 std::atomic<bool> tracing{false};
 
-// Reports one finished call to the sink set by set_trace().
-class Stopwatch {
- public:
-  Stopwatch(const Plan& plan, const Problem& problem) : plan_(plan), problem_(problem), on_(tracing) {
-    if (on_) start_ = std::chrono::steady_clock::now();
-  }
-  ~Stopwatch() {
-    if (!on_) return;
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
-    py::gil_scoped_acquire gil;
-    const py::object sink = cache().trace;
-    if (!sink || sink.is_none()) return;
-    const py::object name = plan_.native ? py::str(plan_.native->name) : plan_.kernel.attr("name");
-    sink(py::cast(problem_), name, elapsed.count());
-  }
-
- private:
-  const Plan& plan_;
-  const Problem& problem_;
-  const bool on_;
-  std::chrono::steady_clock::time_point start_;
-};
+// Hands one finished call to the sink set by set_trace(). What the sink raises is raised by the call.
+void report(const Plan& plan, const Problem& problem, double seconds) {
+  py::gil_scoped_acquire gil;
+  const py::object sink = cache().trace;
+  if (!sink || sink.is_none()) return;
+  const py::object name = plan.native ? py::str(plan.native->name) : plan.kernel.attr("name");
+  sink(py::cast(problem), name, seconds);
+}
 
 // A call's workspace. Fresh pages cost as much as the kernel of a small map, so each thread keeps its last workspace
 // unless it is large.
@@ -155,6 +143,17 @@ at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Oper
   return at::empty_strided(result.sizes(), strides, result.options()).copy_(result);
 }
 
+at::Tensor run(const Plan& plan, const Problem& problem, Operands operands) {
+  if (!plan.native) return with_promised_strides(run_python(plan, problem, operands), problem, operands);
+  if (!operands.out.defined()) operands.out = allocate(problem, operands);
+  if (operands.out.numel() == 0) return std::move(operands.out);
+  if (plan.serial)
+    run_native(*plan.native, problem, operands, Serial());
+  else
+    run_native(*plan.native, problem, operands, TorchParallel());
+  return std::move(operands.out);
+}
+
 }  // namespace
 
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
@@ -165,15 +164,16 @@ std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType dev
     if (auto found = c.plans.find(key); found != c.plans.end()) return found->second;
   }
   auto plan = make_plan(problem, device);
+  Plans dropped;  // outlives the lock: a plan's end may wait for the interpreter, whose holder may wait for the lock
   std::unique_lock lock(c.mutex);
-  if (c.plans.size() >= max_plans) c.plans.clear();
+  if (c.plans.size() >= max_plans) dropped.swap(c.plans);
   return c.plans.try_emplace(key, std::move(plan)).first->second;
 }
 
 void set_planner(py::object planner) { cache().planner = std::move(planner); }
 
 void clear_plans() {
-  std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> dropped;
+  Plans dropped;
   {
     std::unique_lock lock(cache().mutex);
     dropped.swap(cache().plans);
@@ -207,15 +207,11 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
 at::Tensor execute(const Problem& problem, Operands operands) {
   const at::Tensor& like = operands.x.defined() ? operands.x : operands.y;
   const auto plan = plan_for(problem, like.device().type());
-  const Stopwatch stopwatch(*plan, problem);
-  if (!plan->native) return with_promised_strides(run_python(*plan, problem, operands), problem, operands);
-  if (!operands.out.defined()) operands.out = allocate(problem, operands);
-  if (operands.out.numel() == 0) return std::move(operands.out);
-  if (plan->serial)
-    run_native(*plan->native, problem, operands, Serial());
-  else
-    run_native(*plan->native, problem, operands, TorchParallel());
-  return std::move(operands.out);
+  if (!tracing) return run(*plan, problem, std::move(operands));
+  const auto start = std::chrono::steady_clock::now();
+  at::Tensor out = run(*plan, problem, std::move(operands));
+  report(*plan, problem, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  return out;
 }
 
 Dtype dtype_of(const at::Tensor& tensor) {

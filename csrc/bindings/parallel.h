@@ -7,9 +7,13 @@
 
 namespace fastconv {
 
+// Whether this process was forked from one that had loaded the extension. The pool's threads did not come along, and
+// its runtime would wait for them for ever: such a process computes on one thread.
+bool forked();
+
 class TorchParallel final : public Parallel {
  public:
-  TorchParallel() : threads_(at::in_parallel_region() ? 1 : at::get_num_threads()) {}
+  TorchParallel() : threads_(at::in_parallel_region() || forked() ? 1 : at::get_num_threads()) {}
   int threads() const override { return threads_; }
   void run(int64_t tasks, Body body, void* context) const override {
     if (tasks <= 0) return;

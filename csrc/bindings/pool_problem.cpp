@@ -1,5 +1,6 @@
 #include "pool_problem.h"
 
+#include "core/steps.h"
 #include "dispatch.h"
 
 namespace fastconv {
@@ -40,6 +41,7 @@ void set_geometry(Problem& p, const PoolGeometry& g) {
   p.h.out = window_output(p.h, g.ceil_mode), p.w.out = window_output(p.w, g.ceil_mode);
   TORCH_CHECK(p.h.out >= 1 && p.w.out >= 1, "The output of pooling ", p.h.in, "x", p.w.in, " with a ", p.h.window, "x",
               p.w.window, " window would be ", p.h.out, "x", p.w.out, ": Output size is too small.");
+  drop_unused_steps(p.h), drop_unused_steps(p.w);
   p.ceil_mode = g.ceil_mode;
   p.count_include_pad = g.count_include_pad;
   TORCH_CHECK(!g.divisor_override || *g.divisor_override != 0, "divisor_override must not be zero.");

@@ -1,7 +1,10 @@
 #include "problem.h"
 
+#include <algorithm>
 #include <functional>
 #include <limits>
+
+#include "steps.h"
 
 namespace fastconv {
 
@@ -29,8 +32,21 @@ bool overflows(std::initializer_list<int64_t> factors) {
   return false;
 }
 
+// Kernels add and multiply these freely in 64 bits.
+constexpr int64_t step_limit = int64_t{1} << 31;  // of window, stride, padding and dilation
+constexpr int64_t size_limit = int64_t{1} << 60;
+
 std::string check_axis(const Axis& a, const char* axis, bool sized_output) {
   const std::string where = std::string(" along ") + axis;
+  if (std::max(a.in, a.out) >= size_limit)
+    return "A size" + where + " is " + std::to_string(std::max(a.in, a.out)) + " and must be less than 2^60.";
+  for (const auto& [name, value] : {std::pair{"window", a.window},
+                                    {"stride", a.stride},
+                                    {"dilation", a.dilation},
+                                    {"padding", a.pad_lo},
+                                    {"padding", a.pad_hi}})
+    if (value >= step_limit || value <= -step_limit)
+      return std::string(name) + where + " is " + std::to_string(value) + " and too large: it must be less than 2^31.";
   if (a.in < 0) return "The input size" + where + " is " + std::to_string(a.in) + " and must not be negative.";
   if (sized_output) return {};
   if (a.window <= 0) return "The window" + where + " is " + std::to_string(a.window) + " and must be positive.";
@@ -70,6 +86,12 @@ int64_t window_output(const Axis& axis, bool ceil_mode) {
   int64_t out = (span + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
   if (ceil_mode && (out - 1) * axis.stride >= axis.in + axis.pad_lo) --out;
   return out;
+}
+
+void drop_unused_steps(Axis& axis) {
+  const int64_t most = std::max(axis.in + axis.pad_lo + axis.pad_hi, int64_t{1});
+  if (axis.out == 1) axis.stride = std::min(axis.stride, most);
+  if (axis.window == 1) axis.dilation = std::min(axis.dilation, most);
 }
 
 std::string invalid(const Problem& p) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from fastconv.settings import VariableError
+
 NEEDS_EXTRA = "The command line needs the packages typer and rich: pip install 'fastconv[cli]'."
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl-C
 
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except UserError as error:
+    except (UserError, VariableError) as error:
         return _say(str(error), USAGE)
     except ImportError as error:
         return _say(str(error), FAILED)

@@ -80,11 +80,16 @@ def transposed_axis(
     return out, (padding, padding if extra < stride else padding - extra)
 
 
+def check_tensor(value: Tensor, argument: str, name: str) -> None:
+    """TypeError when ``value`` is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: {argument} must be a Tensor, but is {value!r}.")
+
+
 def check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, dims: int, name: str) -> None:
     """Types, and the rank of the weight."""
-    for argument, value in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(value, Tensor) and (value is not None or argument != "bias"):
-            raise TypeError(f"{name}: {argument} must be a Tensor, but is {value!r}.")
+    for argument, value in (("input", input), ("weight", weight), *([("bias", bias)] if bias is not None else [])):
+        check_tensor(value, argument, name)
     if weight.dim() != dims + 2:
         raise RuntimeError(f"{name} takes a weight of {dims + 2} dimensions, but got shape {tuple(weight.shape)}.")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastconv import ops as ops  # registers the operators
-from fastconv.functional.arguments import Ints, as_tuple
+from fastconv.functional.arguments import Ints, as_int, as_tuple, check_tensor
 
 _op = torch.ops.fastconv
 _max_pool2d = _op.max_pool2d.default
@@ -75,11 +75,13 @@ def avg_pool2d(
     input: (N, C, H, W) or (C, H, W). Returns (N, C, P, Q) or (C, P, Q). The divisor is the window's size clipped to the
     padded input; without count_include_pad clipped to the input; divisor_override replaces it.
     """
+    check_tensor(input, "input", "avg_pool2d")
     if input.dim() < 3:  # IndexError is what torch raises here, and only here
         raise IndexError(f"avg_pool2d takes an input of 3 or 4 dimensions, but got shape {tuple(input.shape)}.")
     x = _batched(input, 2, "avg_pool2d")
     window, stride, padding, _ = _geometry(2, kernel_size, stride, padding, 1)
-    return _unbatch(input, 2, _avg_pool2d(x, window, stride, padding, ceil_mode, count_include_pad, divisor_override))
+    divisor = None if divisor_override is None else as_int(divisor_override, "divisor_override")
+    return _unbatch(input, 2, _avg_pool2d(x, window, stride, padding, ceil_mode, count_include_pad, divisor))
 
 
 def avg_pool1d(
@@ -105,7 +107,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
 
     input: (N, C, H, W) or (C, H, W); a None in output_size keeps the input's size.
     """
-    size = _output_size(input, output_size)
+    size = _output_size(input, output_size, "adaptive_avg_pool2d")
     x = _batched(input, 2, "adaptive_avg_pool2d")
     return _unbatch(input, 2, _adaptive_avg_pool2d(x, size))
 
@@ -123,7 +125,7 @@ def adaptive_max_pool2d(
 
     input: (N, C, H, W) or (C, H, W); a None in output_size keeps the input's size.
     """
-    size = _output_size(input, output_size)
+    size = _output_size(input, output_size, "adaptive_max_pool2d")
     x = _batched(input, 2, "adaptive_max_pool2d")
     return _unbatch(input, 2, _adaptive_max(x, size, return_indices))
 
@@ -149,6 +151,8 @@ def max_unpool2d(
     input, indices: (N, C, H, W) or (C, H, W). Everything but the maxima becomes zero; where two indices are equal the
     last wins. Raises RuntimeError for an index outside the output and ValueError for an impossible output_size.
     """
+    check_tensor(input, "input", "max_unpool2d")
+    check_tensor(indices, "indices", "max_unpool2d")
     window, stride, padding, _ = _geometry(2, kernel_size, stride, padding, 1)
     size = _unpool_size(input, window, stride, padding, output_size)
     x, index = _batched(input, 2, "max_unpool2d"), _batched(indices, 2, "max_unpool2d")
@@ -178,11 +182,14 @@ def _geometry(dims: int, window: Ints, stride: Ints | None, padding: Ints, dilat
     )
 
 
-def _output_size(input: Tensor, size: int | Sequence[int | None]) -> tuple[int, ...]:
+def _output_size(input: Tensor, size: int | Sequence[int | None], name: str) -> tuple[int, ...]:
     """The adaptive output size (P, Q); a None is the input's own."""
+    check_tensor(input, "input", name)
     if isinstance(size, int | torch.SymInt):
-        return (size, size)
-    size = tuple(size)
+        return as_tuple(size, 2, "output_size")
+    if isinstance(size, str | Tensor) or not isinstance(size, Sequence):
+        raise TypeError(f"output_size must be an int or two ints or None, but is {size!r}.")
+    size = tuple(value if value is None else as_int(value, "output_size") for value in size)
     if input.dim() <= len(size):
         raise ValueError(f"An output_size of {len(size)} numbers needs an input of more dimensions than {input.dim()}.")
     if len(size) != 2:
@@ -210,6 +217,7 @@ def _unpool_size(input: Tensor, window, stride, padding, size: Sequence[int] | N
 
 def _batched(input: Tensor, dims: int, name: str) -> Tensor:
     """The input as (N, C, H, W): a batch axis in front, a height of one for 1-D pools."""
+    check_tensor(input, "input", name)
     if input.dim() not in (dims + 1, dims + 2):
         raise RuntimeError(
             f"{name} takes an input of {dims + 1} (unbatched) or {dims + 2} (batched) dimensions, "

@@ -73,7 +73,7 @@ def _taps(problem: Problem, positions: Tensor) -> Tensor:
     return r * problem.w.window + s
 
 
-def _positions(problem: Problem, index: Tensor) -> Tensor:
+def positions(problem: Problem, index: Tensor) -> Tensor:
     """An index of either kind as int64 positions in the plane."""
     if problem.index == "i64":
         return index
@@ -98,7 +98,7 @@ def max_fprop(problem: Problem, *, x: Tensor, index: Tensor | None = None) -> Te
 def max_dgrad(problem: Problem, *, y: Tensor, index: Tensor) -> Tensor:
     """``aten::max_pool2d_with_indices_backward``."""
     return aten.max_pool2d_with_indices_backward(
-        y, _like_x(problem, y), *_window(problem), problem.ceil_mode, _positions(problem, index)
+        y, _like_x(problem, y), *_window(problem), problem.ceil_mode, positions(problem, index)
     )
 
 

@@ -32,11 +32,27 @@ def trace() -> Iterator[list[Call]]:
         yield calls
 
 
+_sinks: dict[object, Callable[[Call], object]] = {}
+
+
 @contextmanager
 def report(sink: Callable[[Call], object]) -> Iterator[None]:
-    """Hands every call to ``sink`` as it finishes, while the block runs."""
-    C.set_trace(lambda problem, kernel, seconds: sink(Call(problem, kernel, seconds)))
+    """Hands every call to ``sink`` as it finishes, while the block runs. Blocks may overlap; each sees every call.
+
+    What ``sink`` raises is raised by the call.
+    """
+    block = object()
+    _sinks[block] = sink
+    C.set_trace(_hand_out)
     try:
         yield
     finally:
-        C.set_trace(None)
+        del _sinks[block]
+        if not _sinks:
+            C.set_trace(None)
+
+
+def _hand_out(problem: Problem, kernel: str, seconds: float) -> None:
+    call = Call(problem, kernel, seconds)
+    for sink in tuple(_sinks.values()):
+        sink(call)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,26 @@ def check_conv(
     offset: elements by which every buffer is off alignment.
     """
     integer = integer and kernel.algorithm not in tolerances.INEXACT
-    operands = inputs.make(problem, seed, integer, tolerances.WEIGHT_MULTIPLE.get(kernel.algorithm, 1))
+    operands, expected = case(problem, seed, integer, tolerances.WEIGHT_MULTIPLE.get(kernel.algorithm, 1))
     out = run_guarded(kernel, problem, operands, offset, weight_channels_last, threads)
     assert not out.isnan().any(), f"{int(out.isnan().sum())} elements were not written or read outside an input."
-    exact = reference.conv2d(problem, **_double(problem, operands))
-    expected = reference.epilogue(problem, exact, operands.bias, operands.residual)
-    if integer and problem.activation in ("none", "relu", "relu6"):
+    if integer and is_exact(problem):
         _assert_equal(out, expected.to(out.dtype))
     else:
         _assert_bounded(problem, kernel, operands, out, expected)
+
+
+def is_exact(problem: Problem) -> bool:
+    """Whether the result on small integers is an integer too, so that equality can be demanded."""
+    return problem.activation in ("none", "relu", "relu6")
+
+
+@lru_cache(maxsize=2)  # every kernel of one algorithm is held against one result
+def case(problem: Problem, seed: int, integer: bool, multiple: int = 1) -> tuple[inputs.Operands, Tensor]:
+    """Operands and the float64 result, epilogue included. multiple: of what integer filters are multiples."""
+    operands = inputs.make(problem, seed, integer, multiple)
+    exact = reference.conv2d(problem, **_double(problem, operands))
+    return operands, reference.epilogue(problem, exact, operands.bias, operands.residual)
 
 
 def run_guarded(
@@ -82,7 +95,7 @@ def _assert_equal(out: Tensor, expected: Tensor) -> None:
 
 def _assert_bounded(problem: Problem, kernel: Kernel, operands: inputs.Operands, out: Tensor, expected: Tensor) -> None:
     size = sum_of_sizes(problem, kernel.algorithm, operands)
-    limits = problem.dtype, inputs._terms(problem) + 2, kernel.algorithm, size, expected
+    limits = problem.dtype, inputs.terms(problem) + 2, kernel.algorithm, size, expected
     error, allowed = (out.double() - expected).abs(), tolerances.allowed(*limits)
     if (error > allowed).any():
         worst = int((error / allowed.clamp(min=1e-300)).argmax())

@@ -5,6 +5,7 @@ equal to the last bit, sums and averages within a bound of the float64 result.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def check_pool(
     kind: which data, see :func:`values`; "special" is for max pools and unpooling only.
     offset: elements by which every buffer is off alignment.
     """
-    inputs, expected, expected_index, terms = _case(problem, kind, seed)
+    inputs, expected, expected_index, terms = case(problem, kind, seed)
     fprop = problem.pass_ == "fprop"
     writes_index = fprop and problem.index != "none" and problem.op != "unpool2d"
     out = guard.GuardedOutput(tuple(expected.shape), DTYPES[problem.dtype], memory_format(problem), offset)
@@ -69,7 +70,8 @@ def _layout(problem: Problem, t: Tensor) -> Tensor:
     return t.contiguous(memory_format=memory_format(problem))
 
 
-def _case(problem: Problem, kind: str, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None, tuple | int]:
+@lru_cache(maxsize=1)  # every kernel of one algorithm is held against one result
+def case(problem: Problem, kind: str, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor | None, tuple | int]:
     """Inputs, float64 result, expected index, and the bound: 0 for bit equality, else (result of magnitudes, terms)."""
     sizes = shapes(problem)
     dtype = DTYPES[problem.dtype]

@@ -61,7 +61,7 @@ class Operands:
         return tensors | {name: t for name, t in extra.items() if t is not None}
 
 
-def _terms(problem: Problem) -> int:
+def terms(problem: Problem) -> int:
     """How many products one output element sums at most."""
     per_group_c, per_group_k = problem.c // problem.groups, problem.k // problem.groups
     taps = problem.h.window * problem.w.window
@@ -88,7 +88,7 @@ def make(problem: Problem, seed: int, integer: bool, multiple: int = 1) -> Opera
     dtype, sizes = DTYPES[problem.dtype], shapes(problem)
     # Sums of `terms` products of size <= 4 stay below 6 sigma of the exact range when at most `density` are not zero.
     room = EXACT[problem.dtype] / 2
-    density = min(1.0, (room / 24) ** 2 / max(1, _terms(problem))) ** 0.5
+    density = min(1.0, (room / 24) ** 2 / max(1, terms(problem))) ** 0.5
     if room / 24 < 1:
         density = min(density, 0.5)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fastconv import reference, registry
+from fastconv import reference, reference_pool, registry
 from fastconv.kernels import aten
 from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
@@ -18,6 +18,7 @@ HUGE = 2e10
 REFERENCE = "fastconv.reference in float64"
 ATEN = "PyTorch in float64"
 SEED = 0
+UNWRITTEN = 255  # no window has so many taps; as a position it is wrong almost everywhere
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Oracle:
     size: the sum of absolute products, which errors are measured against; None demands equality.
     terms: how many terms that sum has.
     source: where the exact result comes from.
+    indices: where a max pool finds its maxima, as tap numbers (uint8) and as positions (int64); -1 where it finds none.
     """
 
     problem: Problem
@@ -36,6 +38,26 @@ class Oracle:
     size: Tensor | None
     terms: int
     source: str
+    indices: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def verdict_of_call(self, result: object, tensors: dict[str, Tensor], kernel_name: str) -> str | None:
+        """The verdict on what a call returned, and on the indices it returned beside or wrote into ``tensors``."""
+        out = result if isinstance(result, Tensor) else next(t for t in result if t is not None)
+        wrong = self.verdict(out, kernel_name)
+        if wrong or not self.indices:
+            return wrong
+        return self._verdict_of_index(tensors["index"] if isinstance(result, Tensor) else result[1])
+
+    def _verdict_of_index(self, index: Tensor) -> str | None:
+        expected = self.indices[index.dtype]
+        wrong = (index.long() != expected) & (expected >= 0)
+        if not wrong.any():
+            return None
+        first = tuple(wrong.nonzero()[0].tolist())
+        return (
+            f"{int(wrong.sum())} of {wrong.numel()} indices are wrong: at {first} the kernel gave "
+            f"{index[first].item()}, exact is {expected[first].item()}."
+        )
 
     def verdict(self, out: Tensor, kernel_name: str) -> str | None:
         """None when ``out`` is right, else a sentence."""
@@ -89,7 +111,7 @@ def _ask_conv(problem: Problem) -> Oracle:
         if extra is not None:
             size = size + extra.double().abs()
     source = ATEN if exact is _huge else REFERENCE
-    return Oracle(problem, tensors, expected, size, inputs._terms(problem), source)
+    return Oracle(problem, tensors, expected, size, inputs.terms(problem), source)
 
 
 def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
@@ -101,10 +123,13 @@ def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
 def _ask_pool(problem: Problem) -> Oracle:
     from fastconv.testing import check_pool
 
-    tensors, expected, _, bound = check_pool._case(problem, "normal", SEED)
+    tensors, expected, _, bound = check_pool.case(problem, "normal", SEED)
     size, terms = bound if bound else (None, 0)
     tensors = {name: t.contiguous(memory_format=inputs.memory_format(problem)) for name, t in tensors.items()}
+    indices = {}
     if problem.pass_ == "fprop" and problem.index != "none" and "index" not in tensors:
-        index = torch.empty(expected.shape, dtype=check_pool.INDEX_DTYPES[problem.index])
+        kinds = {check_pool.INDEX_DTYPES[kind]: problem.replace(index=kind) for kind in ("i64", problem.index)}
+        indices = {dtype: reference_pool.max_pool(of, tensors["x"])[1] for dtype, of in kinds.items()}
+        index = torch.full(expected.shape, UNWRITTEN, dtype=check_pool.INDEX_DTYPES[problem.index])
         tensors["index"] = index.contiguous(memory_format=inputs.memory_format(problem))
-    return Oracle(problem, tensors, expected, size, terms, "fastconv.reference_pool in float64")
+    return Oracle(problem, tensors, expected, size, terms, "fastconv.reference_pool in float64", indices)

@@ -56,7 +56,7 @@ def backward(problem: Problem, tensors: Tensors) -> Call | None:
     """
     h, w = problem.h, problem.w
     if problem.op == "maxpool2d" and problem.pass_ == "dgrad":
-        positions = aten_pool._positions(problem, tensors["index"])
+        positions = aten_pool.positions(problem, tensors["index"])
         return partial(aten_pool.max_dgrad, problem.replace(index="i64"), y=tensors["y"], index=positions)
     symmetric = (h.pad_lo, w.pad_lo) == (h.pad_hi, w.pad_hi)
     if not problem.is_conv or problem.pass_ == "fprop" or not symmetric:

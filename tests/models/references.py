@@ -9,7 +9,7 @@ from fastconv.models import create_model, list_models
 from tests.third_party import efficientnet_lite, torchvision
 
 # The namespaces every model test runs with.
-LAYERS = ("torch",)
+LAYERS = ("torch", "fastconv")
 
 NAMES = tuple(list_models())
 

@@ -1,60 +1,16 @@
-"""swap and restore: what changes (the class), what does not (everything else), what is kept and why."""
+"""swap and restore: what changes (the class) and what does not (everything else)."""
 
 from __future__ import annotations
 
 import copy
-import gc
-import io
-import os
-import pickle
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastconv
 from fastconv.nn.layers import LAYERS
-
-
-class OwnForward(nn.Conv2d):
-    def forward(self, input):
-        return super().forward(input) + 1
-
-
-class Renamed(nn.Conv2d):
-    pass
-
-
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
-
-
-def snapshot(model: nn.Module) -> list:
-    """The identity of every module, its class and everything in its __dict__."""
-    return [
-        (
-            name,
-            id(m),
-            type(m),
-            {key: id(value) for key, value in vars(m).items()},
-            tuple(map(id, m._parameters.values())),
-        )
-        for name, m in model.named_modules(remove_duplicate=False)
-    ]
-
-
-def without_classes(rows: list) -> list:
-    return [(name, identity, values, parameters) for name, identity, _, values, parameters in rows]
-
-
-X = torch.randn(2, 3, 6, 5)
+from tests.nn.models import X, network, snapshot, without_classes
 
 
 def test_swap_changes_classes_only_and_restore_undoes_it():
@@ -179,66 +135,6 @@ def test_the_example_names_problem_and_kernel_and_leaves_no_trace():
     assert first.problem in str(report)
 
 
-def script() -> nn.Module:
-    return torch.jit.script(nn.Conv2d(3, 4, 1))
-
-
-def instance_forward() -> nn.Module:
-    layer = nn.Conv2d(3, 4, 1)
-    layer.forward = lambda x: x
-    return layer
-
-
-def sparse() -> nn.Module:
-    layer = nn.Conv2d(3, 4, 1)
-    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
-    return layer
-
-
-def subclassed_weight() -> nn.Module:
-    class Marked(torch.Tensor):
-        pass
-
-    layer = nn.Conv2d(3, 4, 1)
-    layer._parameters["weight"] = layer.weight.detach().as_subclass(Marked)
-    return layer
-
-
-KEPT = [
-    (lambda: OwnForward(3, 4, 1), "OwnForward has its own forward."),
-    (lambda: Renamed(3, 4, 1), "Renamed is a subclass of Conv2d; only torch's own classes are swapped."),
-    (lambda: nn.LazyConv2d(4, 1), "LazyConv2d has no sizes before its first call; swap again after it."),
-    (lambda: nn.Conv3d(3, 4, 1), "fastconv has no Conv3d; PyTorch's own operator runs."),
-    (lambda: nn.MaxPool3d(2), "fastconv has no MaxPool3d; PyTorch's own operator runs."),
-    (lambda: nn.FractionalMaxPool2d(2, 3), "fastconv has no FractionalMaxPool2d; PyTorch's own operator runs."),
-    (lambda: fastconv.nn.Conv2d(3, 4, 1), "It is a fastconv layer already."),
-    (lambda: nn.Conv2d(3, 4, 1, dtype=torch.complex64), "Its weight is torch.complex64; PyTorch's own operator runs."),
-    (instance_forward, "Its forward was replaced on this module."),
-    (sparse, "Its weight is torch.sparse_coo; PyTorch's own operator runs."),
-    (subclassed_weight, "Its weight is a Marked, which brings operators of its own."),
-    (script, "It is compiled by TorchScript, which fixes its operators."),
-]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("make", "reason"), KEPT, ids=lambda v: v if isinstance(v, str) else "")
-def test_kept_and_reported(make, reason):
-    model = nn.Sequential(make(), nn.Linear(2, 2))
-    before = snapshot(model)
-    report = fastconv.swap(model)
-    assert snapshot(model) == before
-    assert [(row.name, row.kept) for row in report.rows] == [("0", reason)]
-    assert reason in str(report)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_quantized_layers_are_kept():
-    model = torch.ao.nn.quantized.Conv2d(3, 4, 1)
-    report = fastconv.swap(model)
-    assert report.rows[0].kept == "fastconv has no quantized Conv2d; PyTorch's own operator runs."
-    assert type(model) is torch.ao.nn.quantized.Conv2d
-
-
 def test_a_lazy_layer_is_swapped_after_its_first_call():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU())
     assert fastconv.swap(model).swapped == ()
@@ -275,74 +171,6 @@ def test_hooks_of_every_kind_stay_and_fire():
     assert fired == ["pre", "post", "back pre", "back", "save", "load"]
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "decorate",
-    [
-        torch.nn.utils.weight_norm,
-        torch.nn.utils.spectral_norm,
-        parametrizations.weight_norm,
-        parametrizations.spectral_norm,
-        parametrizations.orthogonal,
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        lambda layer: prune.random_structured(layer, "weight", 0.5, dim=0),
-    ],
-    ids=["old_weight_norm", "old_spectral_norm", "weight_norm", "spectral_norm", "orthogonal", "pruned", "pruned_rows"],
-)
-def test_reparametrized_layers(decorate):
-    x = X.double()  # gradients through a norm cancel too much for a float32 comparison
-    model = nn.Sequential(decorate(nn.Conv2d(3, 4, 3, dtype=x.dtype)), nn.ReLU()).eval()
-    model[0].register_forward_hook(lambda *_: None)
-    y, before, keys = model(x), snapshot(model), list(model.state_dict())
-    loss = y.square().sum()
-    reference = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
-    assert len(fastconv.swap(model).swapped) == 1
-    assert isinstance(model[0], fastconv.nn.Conv2d)
-    assert list(model.state_dict()) == keys
-    swapped = model(x)
-    torch.testing.assert_close(swapped, y)
-    gradients = torch.autograd.grad(swapped.square().sum(), list(model.parameters()))
-    for mine, theirs in zip(gradients, reference, strict=True):
-        torch.testing.assert_close(mine, theirs)
-    assert fastconv.restore(model) == 1
-    assert [row[2] for row in snapshot(model)] == [row[2] for row in before]
-    assert vars(model[0]).keys() == before[1][3].keys()
-    assert torch.equal(model(x), y)
-
-
-def test_parametrizations_removed_or_added_after_the_swap():
-    conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    fastconv.swap(conv)
-    parametrize.register_parametrization(conv, "bias", Doubled())
-    y = conv(X)
-    fastconv.restore(conv)
-    assert not isinstance(conv, fastconv.nn.Conv2d)
-    assert parametrize.is_parametrized(conv, "bias")
-    torch.testing.assert_close(conv(X), y)
-    fastconv.swap(conv)
-    parametrize.remove_parametrizations(conv, "bias")
-    parametrize.remove_parametrizations(conv, "weight")
-    assert type(conv) is fastconv.nn.Conv2d
-    torch.testing.assert_close(conv(X), y)
-    parametrize.register_parametrization(conv, "weight", Doubled())
-    fastconv.restore(conv)
-    parametrize.remove_parametrizations(conv, "weight")
-    assert type(conv) is nn.Conv2d
-
-
-def test_copies_of_a_parametrized_layer_are_swapped_apart():
-    conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    twin = copy.deepcopy(conv)
-    cls = type(conv)
-    fastconv.swap(conv)
-    assert type(twin) is cls
-    fastconv.swap(twin)
-    later = copy.deepcopy(twin)
-    for layer in (conv, twin, later):
-        fastconv.restore(layer)
-        assert type(layer) is cls
-
-
 def test_tied_and_repeated_modules_stay_tied():
     shared = nn.Conv2d(4, 4, 1)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Conv2d(4, 4, 1))
@@ -352,72 +180,3 @@ def test_tied_and_repeated_modules_stay_tied():
     assert model[0] is model[2] is shared
     assert model[3].weight is shared.weight
     assert len(list(model.parameters())) == 3
-
-
-def save_and_load(model: nn.Module) -> nn.Module:
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "clone",
-    [
-        copy.deepcopy,
-        lambda model: pickle.loads(pickle.dumps(model)),
-        save_and_load,
-    ],
-    ids=["deepcopy", "pickle", "torch.save"],
-)
-def test_swapped_models_copy(clone):
-    model = network().eval()
-    y = model(X)
-    classes = [type(m) for m in model.modules()]
-    fastconv.swap(model)
-    other = clone(model)
-    assert [type(m) for m in other.modules()] == [type(m) for m in model.modules()]
-    assert torch.equal(other(X), model(X))
-    fastconv.restore(other)
-    assert [type(m) for m in other.modules()] == classes
-    assert torch.equal(other(X), y)
-
-
-def test_state_dicts_travel_between_swapped_and_plain_models():
-    plain, swapped = network(), network()
-    fastconv.swap(swapped)
-    assert str(swapped.load_state_dict(plain.state_dict())) == "<All keys matched successfully>"
-    assert str(plain.load_state_dict(swapped.state_dict())) == "<All keys matched successfully>"
-
-
-def test_a_swapped_model_traces_and_compiles():
-    model = network().eval()
-    fastconv.swap(model)
-    y = model(X)
-    traced = torch.fx.symbolic_trace(model)
-    assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [fastconv.functional.conv2d] * 2
-    assert torch.equal(traced(X), y)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(X), y)
-    exported = torch.export.export(model, (X,))
-    assert torch.equal(exported.module()(X), y)
-
-
-def test_many_cycles_leave_memory_flat():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.MaxPool2d(2))
-    for _ in range(100):
-        fastconv.swap(model)
-        fastconv.restore(model)
-    gc.collect()
-    objects, resident = len(gc.get_objects()), _resident_bytes()
-    for _ in range(10_000):
-        fastconv.swap(model)
-        fastconv.restore(model)
-    gc.collect()
-    assert len(gc.get_objects()) - objects < 100
-    assert _resident_bytes() - resident < 8e6
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

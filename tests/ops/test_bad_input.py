@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from fastconv import functional
+from fastconv import config, functional, registry
 from tests.ops.cases import CASES
 
 
@@ -58,6 +60,9 @@ REFUSED = {
     "padding_beyond_memory": ("conv2d", X, W, {"padding": HUGE}),
     "padding_2_31": ("conv2d", X, W, {"padding": 2**31}),
     "dilation_huge": ("conv2d", X, W, {"dilation": HUGE}),
+    "padding_2_63": ("conv2d", X, W, {"padding": 2**63 - 1}),
+    "output_overflows": ("conv2d", X, W, {"padding": 2**33}),
+    "groups_2_63": ("conv2d", X, W, {"groups": 2**63 - 1}),
     "padding_beyond_64_bits": ("conv2d", X, W, {"padding": 2**64}),
     "sequence_rank": ("conv1d", (2, 4, 5, 5), (6, 4, 3), {}),
     "sequence_weight_rank": ("conv1d", (2, 4, 5), W, {}),
@@ -89,13 +94,24 @@ REFUSED = {
     "transposed_dilation_huge": ("conv_transpose2d", X, WT, {"dilation": HUGE}),
     "transposed_dilation_zero": ("conv_transpose2d", X, WT, {"dilation": 0}),
     "transposed_padding_huge": ("conv_transpose2d", X, WT, {"padding": HUGE}),
+    "transposed_padding_2_63": ("conv_transpose2d", X, WT, {"padding": 2**63 - 1}),
+    "transposed_stride_2_63": ("conv_transpose2d", X, WT, {"stride": 2**63 - 1}),
+    "transposed_dilation_2_63": ("conv_transpose2d", X, WT, {"dilation": 2**63 - 1}),
+    "transposed_output_padding_2_63": ("conv_transpose2d", X, WT, {"output_padding": 2**63 - 1}),
+    "transposed_output_overflows": ("conv_transpose2d", X, WT, {"stride": 2**40}),
     "transposed_rank": ("conv_transpose2d", (2, 4), WT, {}),
     "transposed_weight_rank": ("conv_transpose2d", X, (4, 6, 3), {}),
     "transposed_sequence_rank": ("conv_transpose1d", X, (4, 6, 3), {}),
     "transposed_sequence_output_padding": ("conv_transpose1d", (2, 4, 5), (4, 6, 3), {"output_padding": 1}),
 }
 # torch 2.13 ends these in a fault of its own (float division by zero ...); we refuse them with RuntimeError.
-CRASHES_TORCH = {"transposed_stride_zero", "transposed_stride_huge", "transposed_dilation_huge"}
+CRASHES_TORCH = {
+    "transposed_stride_zero",
+    "transposed_stride_huge",
+    "transposed_stride_2_63",
+    "transposed_dilation_huge",
+    "transposed_dilation_2_63",  # overflows to a positive size, and computes
+}
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
@@ -224,6 +240,39 @@ def test_other_tensors_raise_or_equal_torch(name, kind):
         getattr(functional, name)(x, weight)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("which", ["weight", "bias"])
+@pytest.mark.parametrize("kind", ["sparse", "quantized"])
+def test_other_weights_and_biases_raise_as_torchs(name, which, kind):
+    """A dense input does not hide a weight or bias that no kernel can read."""
+    operands = {"input": torch.rand(X), "weight": torch.rand(4, 4, 3, 3), "bias": torch.rand(4)}
+    change = torch.Tensor.to_sparse if kind == "sparse" else partial(torch.quantize_per_tensor, scale=0.1, zero_point=0,
+                                                                     dtype=torch.qint8)  # fmt: skip
+    operands[which] = change(operands[which])
+    with pytest.raises((RuntimeError, NotImplementedError)) as theirs:
+        getattr(torch.nn.functional, name)(**operands)
+    with pytest.raises(theirs.type):
+        getattr(functional, name)(**operands)
+
+
+# 1x1 filters have no second tap: their dilation reaches nowhere, and one output needs no second stride.
+@pytest.mark.parametrize("options", [{"stride": HUGE}, {"stride": 2**31}, {"dilation": HUGE}, {"dilation": 2**31}],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_steps_that_are_never_taken(options, groups, format):
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=format).requires_grad_()
+    weight = torch.randn(4, 4 // groups, 1, 1, dtype=torch.float64, requires_grad=True)
+    taken = x[:, :, :1, :1] if "stride" in options else x
+    for row in (k for k in registry.kernels() if k.op == "conv2d" and k.pass_ == "fprop" and k.native is not None):
+        with config(kernel=f"{row.name},*wgrad*,*dgrad*,-*_aten"):
+            ours = functional.conv2d(x, weight, groups=groups, **options)
+            theirs = torch.nn.functional.conv2d(taken, weight, groups=groups)
+            torch.testing.assert_close(ours, theirs)
+            for a, b in zip(*(torch.autograd.grad(y.sum(), (x, weight)) for y in (ours, theirs)), strict=True):
+                torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_lazy_negation_conjugation_and_zero_tensors(case):
     x, weight, bias = case.tensors(requires_grad=False)
@@ -236,6 +285,10 @@ def test_lazy_negation_conjugation_and_zero_tensors(case):
     torch.testing.assert_close(case.ours(imaginary, weight, bias), case.theirs(imaginary.clone(), weight, bias))
     filter = torch.complex(weight, weight).conj()
     torch.testing.assert_close(case.ours(z.conj(), filter), case.theirs(z.conj(), filter))
+    negated = [torch._neg_view(t) for t in (weight, bias)]
+    torch.testing.assert_close(case.ours(x, *negated), case.theirs(x, -weight, -bias))
+    nothing = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+    torch.testing.assert_close(case.ours(nothing, weight, bias), case.theirs(torch.zeros_like(x), weight, bias))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

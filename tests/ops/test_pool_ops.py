@@ -121,6 +121,23 @@ ERRORS = {
     "negative index": lambda m, x: m.max_unpool2d(x, torch.full(x.shape, -1), 2),
     "indices of another shape": lambda m, x: m.max_unpool2d(x, torch.zeros(1, 2, 3, 3, dtype=torch.int64), 2),
     "int32 indices": lambda m, x: m.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int32), 2),
+    "no tensor": lambda m, x: m.max_pool2d(None, 2),
+    "no tensor, avg": lambda m, x: m.avg_pool2d([1.0], 2),
+    "no indices": lambda m, x: m.max_unpool2d(x, None, 2),
+    "kernel None": lambda m, x: m.max_pool2d(x, None),
+    "kernel float": lambda m, x: m.max_pool2d(x, 2.0),
+    "kernel 2^63 - 1": lambda m, x: m.avg_pool2d(x, 2**63 - 1),
+    "kernel 2^64": lambda m, x: m.max_pool2d(x, 2**64),
+    "padding 2^31": lambda m, x: m.avg_pool2d(x, 2**32, 1, 2**31),
+    "padding 2^63 - 1": lambda m, x: m.max_pool2d(x, 2, 1, 2**63 - 1),
+    "stride 2^63 - 1, ceil": lambda m, x: m.max_pool2d(x, 2, 2**63 - 1, ceil_mode=True),
+    "divisor 2^64": lambda m, x: m.avg_pool2d(x, 2, divisor_override=2**64),
+    "divisor float": lambda m, x: m.avg_pool2d(x, 2, divisor_override=2.5),
+    "adaptive text": lambda m, x: m.adaptive_max_pool2d(x, "a"),
+    "adaptive float": lambda m, x: m.adaptive_avg_pool2d(x, 2.0),
+    "adaptive overflow": lambda m, x: m.adaptive_avg_pool2d(x, 2**40),
+    "adaptive 2^63 - 1": lambda m, x: m.adaptive_max_pool2d(x, 2**63 - 1),
+    "unpooled overflow": lambda m, x: m.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64), 2, 2**40),
     "impossible output": lambda m, x: m.max_unpool2d(x, torch.zeros(x.shape, dtype=torch.int64), 2, output_size=(3, 3)),
 }
 
@@ -135,6 +152,24 @@ def test_error_class_equals_torch(what):
     with pytest.raises(type(theirs.value)) as ours:
         call(F, x)
     assert str(ours.value)
+
+
+@pytest.mark.parametrize("size", [0, (0, 2), (3, 0)], ids=str)
+@pytest.mark.parametrize("name", ["adaptive_avg_pool2d", "adaptive_max_pool2d"])
+def test_adaptive_pools_to_nothing(name, size):
+    """torch's shape and strides, and zero gradients (for which torch has an error)."""
+    x = torch.randn(2, 3, 7, 9, requires_grad=True)
+    theirs, ours = (getattr(module, name)(x, size) for module in (torch.nn.functional, F))
+    assert_same(ours, theirs, x.dtype)
+    assert torch.autograd.grad(ours.sum(), x)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("name", ["adaptive_avg_pool2d", "adaptive_max_pool2d"])
+def test_adaptive_pools_refuse_what_is_no_tensor(name):
+    """torch's own Python fails on these with an AttributeError."""
+    for wrong in (None, [1.0], "x"):
+        with pytest.raises(TypeError, match="input must be a Tensor"):
+            getattr(F, name)(wrong, 2)
 
 
 POOLS = {

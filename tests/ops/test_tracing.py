@@ -38,11 +38,9 @@ def test_opcheck(dtype, layout):
     torch.library.opcheck(OPS.conv2d_wgrad.default, (dy, x, [3, 2], *GEOMETRY, 2, True))
 
 
-@BY_CASE
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "unbatched"], ids=lambda case: case.name)
 def test_compiles_whole_with_a_dynamic_batch(case: Case):
     """No graph break forward or backward, and one graph for every batch size."""
-    if case.name == "unbatched":
-        pytest.skip("It has no batch.")
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.ours, backend=counter, fullgraph=True)

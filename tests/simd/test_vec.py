@@ -23,24 +23,25 @@ FLAGS = {
 CROSS = "aarch64-linux-gnu-g++"
 
 
+EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+CROSSED = bool(shutil.which(CROSS) and EMULATOR)  # Arm's set is checked on other machines where the tools are there
+
+
 def commands(isa: str, program: Path) -> tuple[list[str], list[str]]:
     """The compiler and the runner for an instruction set."""
     if isa == "neon" and X86:
-        runner = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-        if not (shutil.which(CROSS) and runner):
-            pytest.skip("No Arm cross compiler and emulator on this machine.")
-        return [CROSS, "-static"], [runner, str(program)]
+        return [CROSS, "-static"], [EMULATOR, str(program)]
     return [os.fspath(shutil.which("c++") or "g++")], [str(program)]
 
 
-@pytest.mark.parametrize("isa", FLAGS)
+@pytest.mark.parametrize("isa", [isa for isa in FLAGS if isa != "neon" or not X86 or CROSSED])
 def test_every_verb(isa, tmp_path):
+    """What this CPU cannot run must compile."""
     program = tmp_path / f"vec_{isa}"
     compiler, runner = commands(isa, program)
     source = ROOT / "tests/simd/vec_check.cpp"
     options = ["-std=c++20", "-O2", "-Wno-psabi", "-ffp-contract=off", f"-DFASTCONV_ISA={isa}", f"-I{ROOT}/csrc"]
     subprocess.run([*compiler, *options, *FLAGS[isa], str(source), "-o", str(program)], check=True)
-    if not (isa == "neon" or C.cpu_supports(isa)):
-        pytest.skip(f"This CPU has no {isa}; the program was compiled only.")
-    result = subprocess.run(runner, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stdout[-2000:]
+    if isa == "neon" or C.cpu_supports(isa):
+        result = subprocess.run(runner, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stdout[-2000:]

@@ -89,6 +89,32 @@ def test_a_wrong_kernel_is_reported_and_never_timed(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("index", ["u8", "i64"])
+@pytest.mark.parametrize("cheat", ["one wrong", "none written"])
+def test_wrong_indices_are_reported_and_never_timed(index, cheat, monkeypatch):
+    """Right maxima, found in the wrong places."""
+    problem = Problem(f"maxpool2d_n1c9h7w8_r3s2_u2_p1x0_f32nhwc_index{index}")
+    honest = registry.kernel("maxpool2d/fprop_window_scalar")
+
+    def wrong(problem, *, x, index, out, **_):
+        places = index.clone()
+        honest.run(problem, x=x, index=places, out=out)
+        if cheat == "one wrong":
+            places[0, 3, 2, 1] += 1
+            index.copy_(places)
+        return out
+
+    row = Kernel("maxpool2d/fprop_cheat_scalar", problem.op, "fprop", ("cpu",), lambda p: None, wrong)
+    real = dispatch.candidates(problem)
+    monkeypatch.setattr(dispatch, "candidates", lambda *_: [*real, Candidate(row, None)])
+    rows = run(problem).rows
+    found = next(r for r in rows if r.kernel == row.name)
+    assert found.wrong and found.timing is None
+    assert "indices are wrong" in found.reason
+    assert found.reason.startswith("1 of ") == (cheat == "one wrong")
+    assert not any(r.wrong for r in rows if r.kernel != row.name)
+
+
 @pytest.mark.parametrize("text", PROBLEMS[:6])
 def test_the_oracle_sees_one_wrong_element_and_a_nan(text):
     problem = Problem(text)

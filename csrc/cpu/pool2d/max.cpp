@@ -290,13 +290,15 @@ class NchwMax {
 };
 
 // NCHW planes with few output columns or ragged windows: the gradients of a plane are added up in scratch that only
-// this task sees, in the order of the outputs. An index outside the plane adds nothing.
+// this task sees, in the order of the outputs. An index outside the plane adds nothing, nor does a window that misses
+// the input, as a dilated one may: its position is that of no maximum.
 template <class T, class I>
 void narrow_dgrad(const Problem& p, const Args& args, const Parallel& parallel) {
   using A = arithmetic<T>;
   const Windows rows(p, p.h), columns(p, p.w);
   const Numbering number(p);
   const int64_t pixels = p.in_pixels();
+  const bool may_miss = !number.taps && (rows.step > 1 || columns.step > 1);
   parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
     A* plane = static_cast<A*>(args.workspace) + thread * padded_row(pixels);
     for (int64_t i = begin; i < end; ++i) {
@@ -305,6 +307,7 @@ void narrow_dgrad(const Problem& p, const Args& args, const Parallel& parallel) 
       const I* index = static_cast<const I*>(args.index) + i * p.out_pixels();
       for (int64_t o = 0; o < p.out_pixels(); ++o) {
         int64_t at = static_cast<int64_t>(index[o]);
+        if (may_miss && (rows.at(o / p.w.out).count == 0 || columns.at(o % p.w.out).count == 0)) continue;
         if (number.taps) {
           const int64_t row = o / p.w.out * rows.stride - rows.pad + at / p.w.window * rows.step;
           const int64_t column = o % p.w.out * columns.stride - columns.pad + at % p.w.window * columns.step;
