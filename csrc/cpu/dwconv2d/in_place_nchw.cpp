@@ -1,13 +1,13 @@
 // Depthwise fprop and stride-1 dgrad, NCHW, 3x3 and 5x5: planes read where they lie, without a padded copy.
 //
-// A tile is 7 output registers below each other (4 where 9 taps and the sums share 16 registers): a source row is loaded
-// once a tap column, shifted, and added to every output row that reads it. Loads at the border leave out the lanes that
-// would lie outside (lanes.h), so the padding costs nothing and no byte beyond the tensor is touched. Rows of at most
-// half a register go in pairs. The last register of a wider row reaches back over its neighbour, and a narrow row is
-// stored with its lanes beyond the end, which the next row overwrites: only the last store of a plane is a partial one.
-// Stride 2 loads two registers and separates the even columns from the odd ones. An epilogue beyond the bias is a
-// second pass over the finished plane in L1; 16-bit types are widened a plane at a time.
-// Other windows, dilations, unequal strides and strided dgrad stay with gather_nchw.cpp.
+// A tile is 7 output registers below each other (4 where 9 taps and the sums share 16 registers): a source row is
+// loaded once a tap column, shifted, and added to every output row that reads it. Loads at the border leave out the
+// lanes that would lie outside (lanes.h), so the padding costs nothing and no byte beyond the tensor is touched. Rows
+// of at most half a register go in pairs. The last register of a wider row reaches back over its neighbour, and a
+// narrow row is stored with its lanes beyond the end, which the next row overwrites: only the last store of a plane is
+// a partial one. Stride 2 loads two registers and separates the even columns from the odd ones. An epilogue beyond the
+// bias is a second pass over the finished plane in L1; 16-bit types are widened a plane at a time. Other windows,
+// dilations, unequal strides and strided dgrad stay with gather_nchw.cpp.
 //
 // FIGURES
 #include "in_place.h"
