@@ -105,10 +105,11 @@ def test_outputs_equal_in_eval(name: str, layers: str):
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("name", TRAINED_NAMES)
 def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: str):
-    ours, theirs = randomized_pair(name, layers)
+    # In float64: batch norm over two images multiplies the rounding of float32, and a ReLU turned by it is a jump.
+    ours, theirs = (model.double() for model in randomized_pair(name, layers))
     outputs = []
     for model in (ours, theirs):
-        x = image_batch().requires_grad_()
+        x = image_batch().double().requires_grad_()
         torch.manual_seed(2)  # the same dropout and the same dropped branches
         y = model.train()(x)
         y.square().mean().backward()
