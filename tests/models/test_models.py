@@ -57,6 +57,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+ZERO_GRADIENT = 1e-12  # what rounding leaves of a float64 gradient that is 0: a bias in front of batch norm
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("efficientnet")])
 def test_input_is_what_the_published_weights_were_trained_with(name: str):
     preset = torchvision().models.get_model_weights(name).IMAGENET1K_V1.transforms()
@@ -119,7 +122,8 @@ def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: s
 
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     for key, parameter in ours.named_parameters():
-        assert relative_error(parameter.grad, gradients[key]) <= TOLERANCE, key
+        error = (parameter.grad - gradients[key]).abs().max()
+        assert error <= TOLERANCE * gradients[key].abs().max() + ZERO_GRADIENT, key
     statistics = dict(theirs.named_buffers())
     for key, buffer in ours.named_buffers():
         assert relative_error(buffer, statistics[key]) <= TOLERANCE, key
