@@ -13,13 +13,24 @@
 // on its burst of store misses (24->144@56 took 1.08 ms with it and takes 0.89). dgrad is the same product with the
 // filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
 //
-// Zen 4, 2 threads, batch 8, f32, 2026-11-22, ms before / now / torch's better layout, FIGURES
-// What it took: sums in registers instead of in L2 (32->192@28 0.82 to 0.45), equal shares for the threads, packing a
-// channel of a whole block at a time, so that memory is read in order (144->24@56 1.51 to 1.14, of which a single
-// thread spends 0.5 packing), staged rows (7x7 stem 2.9 to 2.5), direct stores (3x3 stem 1.54 to 0.92).
-// Bytes moved: x once, the filter twice, y once.
-// Loses where an epilogue follows a shallow product, since that goes through the buffer, and on stride-2 dgrad, which
-// stores single elements; to the direct rows where a group has few channels.
+// Zen 4, 2 threads, batch 8, f32, result preallocated, lower decile, 2026-11-22, ms before / now / torch NCHW / torch
+// channels_last, AVX-512: 1x1 64->384@14 0.49 0.38 0.45 0.39 · 384->64@14 0.46 0.39 0.46 0.38 · 96->576@14 1.19 0.86
+// 0.97 0.90 · 32->192@28 0.81 0.40 0.50 0.40 · 144->24@56 1.52 1.12 1.75 1.12 · 24->144@56 2.23 0.89 10.5 0.87; stems
+// 3x3/2 2.37 0.92 1.10 0.90, 7x7/2 (batch 2) 4.62 2.18 2.20 2.12. 960->320@7 1.89 1.59 1.49 1.81 and 320->1280@7 2.40
+// 2.09 1.76 2.14 still lose to torch's NCHW, though the machine was a fifth slower in those minutes than in others, in
+// which they take 1.24 and 1.66. So does 3x3/2 128@56 (batch 2), 2.98 2.98 2.29 2.15. AVX2 against
+// torch held to AVX2, now / NCHW / channels_last: 96->576@14 0.85 0.92 0.82 · 960->320@7 1.33 1.27 1.25 · 32->192@28
+// 0.38 – 0.40 · 144->24@56 1.01 1.56 0.91 · 24->144@56 0.88 10.7 0.89 · stems 0.99 1.27 0.88, 2.13 2.23 2.63. A dash:
+// the allocator spoilt the figure.
+//
+// What it took: sums in registers instead of in L2 (32->192@28 0.82 to 0.45), equal
+// shares for the threads, packing a channel of a whole block at a time, so that memory is read in order
+// (144->24@56 1.51 to 1.14, of which a single thread spends 0.5 packing), staged rows (7x7 stem 2.9 to 2.5), direct
+// stores (3x3 stem 1.54 to 0.92).
+//
+// Bytes moved: x once, the filter twice, y once. Loses where an epilogue follows a
+// shallow product, since that goes through the buffer, and on stride-2 dgrad, which stores single elements; to the
+// direct rows where a group has few channels.
 #include "im2col_cut.h"
 #include "simd/transpose.h"
 

@@ -7,8 +7,8 @@
 // shorter than a register waste the rest of it (9 of 16 lanes at width 7 with AVX-512).
 //
 // Zen 4, 2 cores, 2026-11-22, float, batch 1, best of turns on a loaded machine, microseconds AVX-512 / AVX2 / torch's
-// NCHW: 192@28 82/98/152 · 384@14 62/79/106 · 576@14 stride 2 70/69/114 · 960@7 79/88/99 · 5x5 240@28 148/157/192.
-// Channels last is 3 to 7 times as fast, and torch's channels last as fast as this.
+// NCHW, when it still had these maps: 192@28 82/98/152 · 384@14 62/79/106 · 960@7 79/88/99. At batch 8 it lost to
+// torch.
 #include "in_place.h"
 #include "plane.h"
 
