@@ -44,10 +44,6 @@ class Kernel:
         return self.name.rsplit("_", 1)[-1]
 
     @property
-    def is_winograd(self) -> bool:
-        return "_winograd" in self.name
-
-    @property
     def is_reference(self) -> bool:
         return "_reference_" in self.name
 

@@ -62,9 +62,9 @@ class Settings:
             return f"config(kernel={self.kernel!r}) forbids it."
         if not any(fnmatchcase(kernel.name, pattern) for pattern in wanted):
             return f"config(kernel={self.kernel!r}) does not name it."
-        if kernel.is_winograd and not self.winograd:
+        if kernel.spreads_nan and not self.winograd:
             return "config(winograd=False): only kernels that sum directly."
-        if kernel.is_winograd and self.strict and not any("winograd" in pattern for pattern in wanted):
+        if kernel.spreads_nan and self.strict and not any("winograd" in pattern for pattern in wanted):
             return "config(strict=True): only kernels that sum directly, unless a pattern names winograd."
         return None
 

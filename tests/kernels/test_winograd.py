@@ -15,6 +15,7 @@ from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
 from fastconv.testing.check import run_guarded
 
+OVERHEAD = (64 + 21) / 64  # sums over 64 channels are stored as quickly as 21 more are added
 ROOT = Path(__file__).parents[2]
 KERNELS = [k for k in registry.kernels() if k.algorithm in tolerances.TILE]
 BY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
@@ -88,7 +89,7 @@ def ask_cost(tmp_path_factory):
     sources = [ROOT / "tests/kernels/winograd_cost.cpp", *sorted((ROOT / "csrc/core").glob("*.cpp"))]
     command = [os.fspath(shutil.which("c++") or "g++"), "-std=c++20", f"-I{ROOT}/csrc", "-o", str(program)]
     subprocess.run([*command, *map(str, sources)], check=True)
-    names = "by_panels tiles panels blocks product_flops transform_bytes shared_bytes memory_bytes imbalance seconds"
+    names = "by_panels tiles panels blocks flops moved shared memory imbalance seconds"
 
     def ask(*question) -> dict[str, float]:
         line = " ".join(map(str, question))
@@ -103,11 +104,11 @@ def test_cost_counts_the_work(ask_cost):
     text = "n1c64h56w56_k64r3s3_p1_f32nhwc"
     four, two = ask_cost(text, 2, 4, 16), ask_cost(text, 2, 2, 16)
     assert (four["tiles"], two["tiles"]) == (14 * 14, 28 * 28)
-    assert four["product_flops"] == pytest.approx(Problem(text).flops / 4, rel=1e-5)
-    assert two["product_flops"] == pytest.approx(Problem(text).flops / 2.25, rel=1e-5)
+    assert four["flops"] == pytest.approx(OVERHEAD * Problem(text).flops / 4, rel=1e-5)
+    assert two["flops"] == pytest.approx(OVERHEAD * Problem(text).flops / 2.25, rel=1e-5)
     filters, squares = 64 * 64 * (36 + 27), 196 * 64 * (72 + 36 + 16)
-    assert four["transform_bytes"] == pytest.approx(4 * (filters + squares), rel=1e-5)
-    assert four["memory_bytes"] == pytest.approx(Problem(text).bytes, rel=1e-5)
+    assert four["moved"] == pytest.approx(4 * (filters + squares), rel=1e-5)
+    assert four["memory"] == pytest.approx(Problem(text).bytes, rel=1e-5)
     assert four["seconds"] < two["seconds"]
 
 
@@ -120,4 +121,4 @@ def test_cost_sees_who_shares_what(ask_cost):
     one, two = (ask_cost("n1c64h56w56_k64r3s3_p1_f32nhwc", threads, 4, 16) for threads in (1, 2))
     assert one["seconds"] == pytest.approx(2 * two["seconds"], rel=0.01)
     planes = ask_cost("n1c64h56w56_k64r3s3_p1_f32nchw", 2, 4, 16)
-    assert planes["transform_bytes"] > two["transform_bytes"] and planes["product_flops"] == two["product_flops"]
+    assert planes["moved"] > two["moved"] and planes["flops"] == two["flops"]

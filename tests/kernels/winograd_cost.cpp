@@ -11,10 +11,9 @@ int main() {
     const fastconv::Problem problem = fastconv::parse_problem(text);
     const int64_t element = problem.dtype == fastconv::Dtype::f64 ? sizeof(double) : sizeof(float);
     const fastconv::winograd::Cut cut(problem, threads, outputs, lanes, element);
-    const fastconv::winograd::Cost cost = fastconv::winograd::cost(problem, threads, outputs, lanes);
-    std::cout << cut.by_panels << ' ' << cut.tiles << ' ' << cut.panels << ' ' << cut.blocks << ' '
-              << cost.product_flops << ' ' << cost.transform_bytes << ' ' << cost.shared_bytes << ' '
-              << cost.memory_bytes << ' ' << cost.imbalance << ' '
-              << fastconv::winograd::estimated_seconds(cost, threads) << '\n';
+    const fastconv::Cost cost = fastconv::winograd::cost(problem, threads, outputs, lanes);
+    std::cout << cut.by_panels << ' ' << cut.tiles << ' ' << cut.panels << ' ' << cut.blocks << ' ' << cost.flops << ' '
+              << cost.moved << ' ' << cost.shared << ' ' << cost.memory << ' ' << cost.imbalance << ' '
+              << fastconv::estimated_seconds(cost, threads, fastconv::nominal_rates(fastconv::Isa::avx2)) << '\n';
   }
 }

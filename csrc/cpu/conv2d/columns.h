@@ -15,6 +15,7 @@ struct Columns {
   using A = arithmetic<T>;
   using V = Vec<A>;
   static constexpr int most = Tile<A>::columns;
+  static constexpr int64_t cache_line = 64;  // bytes
 
   Walk h, w;
   const T* source;     // first channel of the group in the first image
@@ -27,22 +28,28 @@ struct Columns {
   // Rows [d0, d1) of columns [f0, f0 + count) to dst, `width` (a multiple of the register, at most `most`) to a row;
   // what has no source is zero.
   void pack(int64_t d0, int64_t d1, int64_t f0, int64_t count, int64_t width, A* dst) const {
-    const Start start{f0 / pixels(), f0 % pixels() / w.count, f0 % w.count};
+    const Start start = start_of(f0);
     for (int64_t tap = 0; tap < taps(); ++tap) {
       const int64_t first = d0 > tap ? divide_up(d0 - tap, taps()) : 0;
       const int64_t last = d1 > tap ? divide_up(d1 - tap, taps()) : 0;
-      if (first >= last) continue;
-      Piece pieces[most];
-      const int found = find_pieces(tap, start, count, pieces);
-      A* row = dst + (first * taps() + tap - d0) * width;
-      const T* from = source + first * plane;
-      const int64_t step = taps() * width;
-      if (w.stride > 2)
-        copy_strided(from, last - first, pieces, found, width, step, row);
-      else if (w.stride == 1 && whole(pieces, found, width))
-        copy_whole(from + pieces[0].from, last - first, width, step, row);
-      else
-        copy_pieces(from, last - first, pieces, found, width, step, row);
+      if (first < last)
+        pack_tap(tap_of(tap), start, source + first * plane, last - first, count, width,
+                 dst + (first * taps() + tap - d0) * width);
+    }
+  }
+
+  // All rows of `channels` channels for columns [f0, f0 + count), a panel of `most` after the other; the last one is
+  // as wide as its registers.
+  void pack_panels(int64_t channels, int64_t f0, int64_t count, A* dst) const {
+    if (flat()) return pack_flat(channels, f0, count, dst);
+    const int64_t depth = channels * taps();
+    for (int64_t tap = 0; tap < taps(); ++tap) {
+      const Tap from = tap_of(tap);
+      Start start = start_of(f0);
+      for (int64_t f = 0; f < count; f += most, start.advance(most, h.count, w.count)) {
+        const int64_t columns = std::min<int64_t>(most, count - f), width = round_up(columns, V::lanes);
+        pack_tap(from, start, source, channels, columns, width, dst + f * depth + tap * width);
+      }
     }
   }
 
@@ -53,22 +60,81 @@ struct Columns {
     int64_t from;
   };
 
-  struct Start {
+  struct Start {  // a column
     int64_t image, i, j;
+    void advance(int64_t columns, int64_t rows, int64_t width) {
+      for (j += columns; j >= width; j -= width)
+        if (++i == rows) i = 0, ++image;
+    }
   };
+  Start start_of(int64_t f) const { return {f / pixels(), f % pixels() / w.count, f % w.count}; }
 
-  int find_pieces(int64_t tap, Start start, int64_t count, Piece* pieces) const {
-    const int64_t tr = tap / w.taps, ts = tap % w.taps;
+  struct Tap {
+    int64_t r, s;
+    int64_t first, last;  // outputs of a row that read inside the source
+  };
+  Tap tap_of(int64_t tap) const {
+    Tap t{tap / w.taps, tap % w.taps, 0, 0};
+    w.inside(t.s, 0, w.count, t.first, t.last);
+    return t;
+  }
+
+  // Output pixel f reads input pixel f and no other.
+  bool flat() const {
+    return taps() == 1 && h.stride == 1 && w.stride == 1 && h.offset == 0 && w.offset == 0 && h.count == h.size &&
+           w.count == w.size;
+  }
+
+  // Runs of panels inside one image are copied a channel at a time, so that memory is read in order; the channels after
+  // it are on their way meanwhile.
+  void pack_flat(int64_t channels, int64_t f0, int64_t count, A* dst) const {
+    constexpr int64_t channels_ahead = 2;
+    for (int64_t f = 0; f < count;) {
+      const int64_t n = (f0 + f) / pixels(), at = (f0 + f) % pixels();
+      const int64_t run = std::min(pixels() - at, count - f) / most * most;
+      if (run == 0) {
+        const int64_t columns = std::min<int64_t>(most, count - f);
+        pack(0, channels, f0 + f, columns, round_up(columns, V::lanes), dst + f * channels);
+        f += most;
+        continue;
+      }
+      const T* from = source + n * image_step + at;
+      A* to = dst + f * channels;
+      for (int64_t c = 0; c < channels; ++c, from += plane, to += most)
+        for (int64_t i = 0; i < run; i += most) {
+          __builtin_prefetch(from + channels_ahead * plane + i);
+          if constexpr (most * sizeof(T) > cache_line)
+            __builtin_prefetch(from + channels_ahead * plane + i + cache_line / sizeof(T));
+          for (int64_t v = 0; v < most; v += V::lanes) load(from + i + v).store(to + i * channels + v);
+        }
+      f += run;
+    }
+  }
+
+  // One tap of `channels` channels; rows of dst lie taps() apart.
+  void pack_tap(const Tap& tap, const Start& start, const T* from, int64_t channels, int64_t count, int64_t width,
+                A* row) const {
+    Piece pieces[most];
+    const int found = find_pieces(tap, start, count, pieces);
+    const int64_t step = taps() * width;
+    if (w.stride > 2)
+      copy_strided(from, channels, pieces, found, width, step, row);
+    else if (w.stride == 1 && whole(pieces, found, width))
+      copy_whole(from + pieces[0].from, channels, width, step, row);
+    else
+      copy_pieces(from, channels, pieces, found, width, step, row);
+  }
+
+  int find_pieces(const Tap& tap, Start start, int64_t count, Piece* pieces) const {
     auto [image, i, j] = start;
     int found = 0;
     for (int64_t at = 0; at < count;) {
       const int64_t length = std::min(count - at, w.count - j);
-      const int64_t row = h.source(i, tr);
+      const int64_t row = h.source(i, tap.r);
       if (row >= 0 && row < h.size) {
-        int64_t first, last;
-        w.inside(ts, j, j + length, first, last);
-        const int64_t from = image * image_step + row * w.size + w.source(j, ts) - at * w.stride;
-        add(at + first - j, at + last - j, from, pieces, found);
+        const int64_t first = std::max(j, tap.first), last = std::min(j + length, tap.last);
+        const int64_t from = image * image_step + row * w.size + w.source(j, tap.s) - at * w.stride;
+        if (first < last) add(at + first - j, at + last - j, from, pieces, found);
       }
       at += length, j = 0;
       if (++i == h.count) i = 0, ++image;
@@ -113,17 +179,30 @@ struct Columns {
     return evens(low, high);
   }
 
+  // Every second element from p, a whole register of them; what lies behind the last is not read.
+  static V load_evens(const T* p) { return evens(load(p), load_between(p + V::lanes, 0, V::lanes - 1)); }
+
   void copy_pieces(const T* from, int64_t channels, const Piece* pieces, int found, int64_t width, int64_t step,
                    A* row) const {
-    for (; channels > 0; --channels, from += plane, row += step) {
-      const Piece* piece = pieces;
-      for (int64_t at = 0; at < width / V::lanes; ++at) {
-        V v = V::zero();
-        for (; piece < pieces + found && piece->at == at; ++piece)
-          v = either(v, w.stride == 1 ? load_between(from + piece->from, piece->first, piece->last)
-                                      : load_evens(from + piece->from, piece->first, piece->last));
-        v.store(row + at * V::lanes);
+    const Piece* end = pieces + found;
+    for (int64_t at = 0; at < width / V::lanes; ++at, row += V::lanes) {
+      const Piece* next = pieces;
+      while (next < end && next->at == at) ++next;
+      const T* x = from;
+      A* to = row;
+      if (next == pieces + 1 && pieces->first == 0 && pieces->last == V::lanes) {
+        for (int64_t c = 0; c < channels; ++c, x += plane, to += step)
+          (w.stride == 1 ? load(x + pieces->from) : load_evens(x + pieces->from)).store(to);
+      } else {
+        for (int64_t c = 0; c < channels; ++c, x += plane, to += step) {
+          V v = V::zero();
+          for (const Piece* piece = pieces; piece < next; ++piece)
+            v = either(v, w.stride == 1 ? load_between(x + piece->from, piece->first, piece->last)
+                                        : load_evens(x + piece->from, piece->first, piece->last));
+          v.store(to);
+        }
       }
+      pieces = next;
     }
   }
 

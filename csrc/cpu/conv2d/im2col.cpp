@@ -1,86 +1,33 @@
-// fprop and dgrad of NCHW tensors: a matrix product whose right side, the im2col matrix, is packed from the planes a
+// fprop and dgrad of NCHW tensors: a matrix product whose right side, the im2col matrix, is made from the planes a
 // block at a time and never exists as a whole. Result rows are channels, so every store runs along pixels.
 //
-// Tile: 14 channels x 32 pixels (AVX-512), 6 x 16 (AVX2). The filter is packed once a call, [panel][C·R·S][14]; a task
-// packs depth blocks of 128 pixels into its share of L2 and runs down all filter panels. Where there are few pixels
-// the columns are packed first, by all threads, and the tasks split the filters instead. dgrad is the same product with
-// the filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
-// Measured (Zen 4, one of 2 cores, AVX-512, f32, batch 1, 2026-11-22; the tile alone reaches 116 GFLOP/s): 3x3 128@28
-// 104, 256@56 107, 512@7 63, 1x1 512->128@28 102, 7x7 stem 73; PyTorch's NCHW on the same layers 111, 114, 71, 97, 100.
-// Stride-2 dgrad 61-78, limited by stores of single elements; C=3 at 224 by the stores of y, 42.
-// Bytes moved: x once a pass through L2, the filter twice, y once.
-// Loses to the igemm rows, which take channels_last, and to the direct rows where a group has few channels: packing
-// costs one store an element, which C/g·K/g products must pay for.
-#include "columns.h"
+// Tile: 14 channels x 32 pixels (AVX-512), 6 x 16 (AVX2). The filter is packed once a call, [panel][C·R·S][14]. Three
+// ways to the right side (im2col_cut.h chooses, from the problem and the caches):
+//   staged  several taps, strides 1 and 2, rows that fill their registers: the source rows of a few output rows are
+//           copied once, padded and cut by residues, and a table of offsets tells the tile where each tap lies
+//   whole   up to about a thousand products a sum: columns are packed a quarter of L2 at a time, and one filter panel
+//           after the other, in L1, passes over them; sums stay in registers from the first product to the last
+//   blocks  deeper sums: a depth block of 128 pixels at a time, with the partial sums in L2
+// Where there are few pixels the columns are packed first, by all threads, and the tasks split the filters instead.
+// Without an epilogue, and in the type of the sums, the tile stores the result itself: a copy through a buffer stalls
+// on its burst of store misses (24->144@56 took 1.08 ms with it and takes 0.89). dgrad is the same product with the
+// filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
+//
+// Zen 4, 2 threads, batch 8, f32, 2026-11-22, ms before / now / torch's better layout, FIGURES
+// What it took: sums in registers instead of in L2 (32->192@28 0.82 to 0.45), equal shares for the threads, packing a
+// channel of a whole block at a time, so that memory is read in order (144->24@56 1.51 to 1.14, of which a single
+// thread spends 0.5 packing), staged rows (7x7 stem 2.9 to 2.5), direct stores (3x3 stem 1.54 to 0.92).
+// Bytes moved: x once, the filter twice, y once.
+// Loses where an epilogue follows a shallow product, since that goes through the buffer, and on stride-2 dgrad, which
+// stores single elements; to the direct rows where a group has few channels.
+#include "im2col_cut.h"
 #include "simd/transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-constexpr int64_t column_panel_bytes = 40 << 10;  // of a depth block: leaves room in a 32 KiB L1 for a filter panel
-constexpr int64_t block_bytes_a_row = 512;        // pixels of a task: 128 floats
-constexpr int64_t rows_a_task = 512;              // result rows of a task: 256 KiB of sums
-constexpr int64_t tasks_a_thread = 4;             // fewer, and the tasks become smaller
-constexpr int64_t shared_columns_bytes = 16 << 20;
-constexpr int64_t alignment = 64;
-
-int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
-
-// What both passes share: sizes of the product, cut into panels, blocks and tasks.
-struct Cut {
-  bool dgrad;
-  int64_t phases_w, phases;
-  int64_t rows, channels;  // per group: result rows, and source channels
-  int64_t taps;            // of the whole filter
-  int64_t panels;          // of columns, of the largest phase
-  int64_t depth_block, max_depth;
-  int64_t block, row_panels;  // panels of columns and of rows a task has
-  bool shared;                // columns packed first, for all tasks
-  int64_t blocks, row_blocks, tasks;
-  int64_t filter_bytes, shared_bytes, column_bytes, sum_bytes;  // of the workspace
-
-  template <class A>
-  static Cut of(const Problem& p, int threads) {
-    constexpr int64_t columns = Tile<A>::columns;
-    Cut c{};
-    c.dgrad = p.pass == Pass::dgrad;
-    c.phases_w = c.dgrad ? std::min(p.w.stride, p.w.in) : 1;
-    c.phases = c.dgrad ? c.phases_w * std::min(p.h.stride, p.h.in) : 1;
-    c.rows = c.dgrad ? p.channels_per_group() : p.filters_per_group();
-    c.channels = c.dgrad ? p.filters_per_group() : p.channels_per_group();
-    c.taps = p.taps();
-    const Walk h = c.dgrad ? dgrad_walk(p.h, 0) : fprop_walk(p.h), w = c.dgrad ? dgrad_walk(p.w, 0) : fprop_walk(p.w);
-    c.panels = divide_up(p.n * h.count * w.count, columns);
-    c.max_depth = c.channels * c.taps;
-    c.depth_block = std::min(c.max_depth, column_panel_bytes / (columns * int64_t{sizeof(A)}));
-    const RowPanels<A> filters(c.rows);
-    const int64_t wanted = tasks_a_thread * threads;
-    const int64_t columns_bytes = p.groups * c.panels * columns * c.max_depth * int64_t{sizeof(A)};
-    const int64_t most_blocks = block_bytes_a_row / (columns * int64_t{sizeof(A)});
-    c.shared = c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
-               columns_bytes <= shared_columns_bytes;
-    c.row_panels = std::min(filters.count, divide_up(rows_a_task, filters.height));
-    if (c.shared) {
-      c.block = std::min(c.panels, 2 * most_blocks);
-      const int64_t others = p.groups * divide_up(c.panels, c.block);
-      c.row_panels = std::min(c.row_panels, divide_up(filters.count, divide_up(wanted, others)));
-    } else {
-      c.block = std::min(c.panels, most_blocks);
-      while (c.block > 1 &&
-             c.phases * p.groups * divide_up(c.panels, c.block) * divide_up(filters.count, c.row_panels) < wanted)
-        c.block = divide_up(c.block, 2);
-    }
-    c.blocks = divide_up(c.panels, c.block);
-    c.row_blocks = divide_up(filters.count, c.row_panels);
-    c.tasks = c.phases * p.groups * c.blocks * c.row_blocks;
-    c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
-    c.shared_bytes = c.shared ? align(columns_bytes) : 0;
-    c.column_bytes = c.shared ? 0 : align(c.depth_block * columns * int64_t{sizeof(A)});
-    c.sum_bytes = align(std::min(c.row_panels * filters.height, c.rows) * c.block * columns * int64_t{sizeof(A)});
-    return c;
-  }
-};
+using namespace im2col;
 
 // The filter as the product's left side: [panel][channel · taps + tap][row of the panel].
 template <class T>
@@ -201,53 +148,149 @@ struct Product {
     });
   }
 
+  // One task's share of the product: row panels [first, last) of columns [f0, f0 + pixels).
+  struct Share {
+    Columns<T> from;
+    int64_t g, f0, pixels, first, last, depth;
+    const A* left;
+    A *columns, *sums;
+  };
+
+  // Output rows of one group; `i` counts blocks.
+  void staged_task(int64_t i, int thread) const {
+    const int64_t block = i % cut.blocks, g = i / cut.blocks, lines = p.h.out;
+    const Columns<T> from = source_of(0, g);
+    const StagedRows<T> stage(from.h, from.w, cut.channels);
+    char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
+    int64_t* at = reinterpret_cast<int64_t*>(own);
+    A* staged = reinterpret_cast<A*>(own + align(cut.max_depth * int64_t{sizeof(int64_t)}));
+    A* sums = reinterpret_cast<A*>(own + cut.column_bytes);
+    const int64_t end = (block + 1) * cut.panels / cut.blocks;
+    int64_t located = 0;
+    for (int64_t row = block * cut.panels / cut.blocks; row < end;) {  // the rows of one image at a time
+      const int64_t n = row / lines, first = row % lines, rows = std::min(end - row, lines - first);
+      if (located != rows) stage.locate(located = rows, at);
+      stage.fill(from.source + n * from.image_step, from.plane, first, rows, staged);
+      for (int64_t m = 0; m < panels.count; ++m)
+        for (int64_t line = 0; line < rows; ++line)
+          staged_line(stage, g, m, n, first + line, staged + line * stage.out_step(), at, sums);
+      row += rows;
+    }
+  }
+
+  // Filter panel m of output row `line`.
+  void staged_line(const StagedRows<T>& stage, int64_t g, int64_t m, int64_t n, int64_t line, const A* staged,
+                   const int64_t* at, A* sums) const {
+    const int64_t height = panels.rows(m), row = m * panels.height, channel = g * cut.rows + row;
+    const A* left = filter_of(0, g) + row * stage.depth;
+    for (int64_t f = 0; f < p.w.out; f += columns) {
+      const int64_t count = std::min(columns, p.w.out - f), wide = width(count), pixel = line * p.w.out + f;
+      const Target to = in_place() && count == wide ? target(n, channel, pixel) : Target{sums, columns};
+      indirect_tile_for<A>(height, wide / Vec<A>::lanes)(stage.depth, left, height, staged + f, at, to.sums, to.step);
+      if (to.sums != sums) continue;
+      for (int64_t i = 0; i < height; ++i) put_whole(n, channel + i, pixel, count, sums + i * columns);
+    }
+  }
+
   void task(int64_t i, int thread) const {
+    if (cut.staged) return staged_task(i, thread);
     const int64_t row_block = i % cut.row_blocks, block = i / cut.row_blocks % cut.blocks,
                   g = i / cut.row_blocks / cut.blocks % p.groups, phase = i / cut.row_blocks / cut.blocks / p.groups;
     const Columns<T> from = source_of(phase, g);
-    const int64_t all = p.n * from.pixels(), f0 = block * cut.block * columns;
-    const int64_t pixels = std::min(all - f0, cut.block * columns);
+    const int64_t all = p.n * from.pixels(), all_panels = divide_up(all, columns);
+    const int64_t f0 = block * all_panels / cut.blocks * columns;
+    const int64_t pixels = std::min(all, (block + 1) * all_panels / cut.blocks * columns) - f0;
     if (pixels <= 0) return;
-    const int64_t depth = cut.channels * from.taps();
     char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
-    A* packed_columns = reinterpret_cast<A*>(own);
-    A* sums = reinterpret_cast<A*>(own + cut.column_bytes);
+    const Share share{from,
+                      g,
+                      f0,
+                      pixels,
+                      row_block * panels.count / cut.row_blocks,
+                      (row_block + 1) * panels.count / cut.row_blocks,
+                      cut.channels * from.taps(),
+                      filter_of(phase, g),
+                      reinterpret_cast<A*>(own),
+                      reinterpret_cast<A*>(own + cut.column_bytes)};
+    cut.whole ? whole_depth(share) : by_depth(share);
+  }
+
+  // The block's columns lie packed in L2 while one filter panel after the other passes over them.
+  void whole_depth(const Share& k) const {
+    if (!cut.shared) k.from.pack_panels(cut.channels, k.f0, k.pixels, k.columns);
+    const int64_t pixels = k.from.pixels();
+    for (int64_t m = k.first; m < k.last; ++m) {
+      const int64_t height = panels.rows(m), row = m * panels.height;
+      for (int64_t f = 0; f < k.pixels; f += columns) {
+        const int64_t count = std::min(columns, k.pixels - f), wide = width(count), at = (k.f0 + f) % pixels;
+        const A* right = cut.shared ? shared_of(k.g, (k.f0 + f) / columns) : k.columns + f * k.depth;
+        const auto tile = tile_for<A>(height, wide / Vec<A>::lanes);
+        const Target to = in_place() && count == wide && at + count <= pixels
+                              ? target((k.f0 + f) / pixels, k.g * cut.rows + row, at)
+                              : Target{k.sums, columns};
+        tile(k.depth, k.left + row * k.depth, height, right, wide, to.sums, to.step, false);
+        if (to.sums == k.sums) put(k.from, k.g * cut.rows + row, height, k.f0 + f, count, k.sums, columns);
+      }
+    }
+  }
+
+  // Where a tile leaves its sums: the result itself where nothing is left to be done with them.
+  struct Target {
+    A* sums;
+    int64_t step;
+  };
+  bool in_place() const { return std::is_same_v<T, A> && cut.phases == 1 && plain(); }
+  Target target(int64_t n, int64_t channel, int64_t pixel) const {
+    return {reinterpret_cast<A*>(tail.out + tail.out_at(n, channel, pixel)), tail.pixels};
+  }
+
+  // Deep sums: a block of the depth at a time, so that its columns stay in L1; the sums in L2.
+  void by_depth(const Share& k) const {
     const int64_t sum_step = cut.block * columns;
-    const int64_t first = row_block * cut.row_panels, last = std::min(first + cut.row_panels, panels.count);
-    const A* left = filter_of(phase, g);
-    for (int64_t d = 0; d < depth; d += cut.depth_block) {
-      const int64_t deep = std::min(cut.depth_block, depth - d);
-      for (int64_t f = 0; f < pixels; f += columns) {
-        const int64_t count = std::min(columns, pixels - f), wide = width(count);
-        const A* right = packed_columns;
+    for (int64_t d = 0; d < k.depth; d += cut.depth_block) {
+      const int64_t deep = std::min(cut.depth_block, k.depth - d);
+      for (int64_t f = 0; f < k.pixels; f += columns) {
+        const int64_t count = std::min(columns, k.pixels - f), wide = width(count);
+        const A* right = k.columns;
         if (cut.shared)
-          right = shared_of(g, (f0 + f) / columns) + d * wide;
+          right = shared_of(k.g, (k.f0 + f) / columns) + d * wide;
         else
-          from.pack(d, d + deep, f0 + f, count, wide, packed_columns);
-        for (int64_t m = first; m < last; ++m) {
+          k.from.pack(d, d + deep, k.f0 + f, count, wide, k.columns);
+        for (int64_t m = k.first; m < k.last; ++m) {
           const int64_t height = panels.rows(m), row = m * panels.height;
-          tile_for<A>(height, wide / Vec<A>::lanes)(deep, left + row * depth + d * height, height, right, wide,
-                                                    sums + (row - first * panels.height) * sum_step + f, sum_step,
+          tile_for<A>(height, wide / Vec<A>::lanes)(deep, k.left + row * k.depth + d * height, height, right, wide,
+                                                    k.sums + (row - k.first * panels.height) * sum_step + f, sum_step,
                                                     d > 0);
         }
       }
     }
-    const int64_t row0 = first * panels.height;
-    const int64_t rows = (last - 1) * panels.height + panels.rows(last - 1) - row0;
-    if (depth == 0) std::memset(sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
-    for (int64_t row = 0; row < rows; ++row) put(from, g * cut.rows + row0 + row, f0, pixels, sums + row * sum_step);
+    const int64_t row0 = k.first * panels.height;
+    const int64_t rows = (k.last - 1) * panels.height + panels.rows(k.last - 1) - row0;
+    if (k.depth == 0) std::memset(k.sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
+    put(k.from, k.g * cut.rows + row0, rows, k.f0, k.pixels, k.sums, sum_step);
   }
 
-  // Columns [f0, f0 + count) of a result row, an image or a row of a phase at a time.
-  void put(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
-    const int64_t pixels = from.pixels(), line = cut.phases > 1 ? from.w.count : pixels;
+  // Columns [f0, f0 + count) of `rows` result rows, an image at a time; a row of a phase at a time, channel by channel.
+  void put(const Columns<T>& from, int64_t channel, int64_t rows, int64_t f0, int64_t count, const A* sums,
+           int64_t step) const {
+    if (cut.phases > 1) {
+      for (int64_t row = 0; row < rows; ++row) put_phase(from, channel + row, f0, count, sums + row * step);
+      return;
+    }
+    const int64_t pixels = from.pixels();
+    for (int64_t f = 0; f < count;) {
+      const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, pixels - at);
+      for (int64_t row = 0; row < rows; ++row) put_whole(n, channel + row, at, length, sums + row * step + f);
+      f += length;
+    }
+  }
+
+  void put_phase(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
+    const int64_t pixels = from.pixels(), line = from.w.count;
     for (int64_t f = 0; f < count;) {
       const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, line - at % line);
-      if (cut.phases > 1)
-        put_line(n, channel, (from.h.start + at / line * from.h.step) * p.w.in + from.w.start + at % line * from.w.step,
-                 from.w.step, length, sums + f);
-      else
-        put_whole(n, channel, at, length, sums + f);
+      const int64_t row = from.h.start + at / line * from.h.step;
+      put_line(n, channel, row * p.w.in + from.w.start + at % line * from.w.step, from.w.step, length, sums + f);
       f += length;
     }
   }
@@ -300,6 +343,19 @@ int64_t workspace(const Problem& p, int threads) {
   return bytes;
 }
 
+// Columns are written and read once, the filter is packed, and sums go to memory once.
+Cost cost(const Problem& p, int) {
+  const double element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
+  const double pixels = double(p.pass == Pass::dgrad ? p.x_elements() / p.c : p.y_elements() / p.k);
+  const double depth = p.flops() / (2 * pixels * double(p.written_channels()));  // of one sum
+  Cost cost;
+  cost.flops = p.flops();
+  cost.moved = 2 * element * (pixels * depth * double(p.groups) + double(p.w_elements())) +
+               element * pixels * double(p.written_channels());
+  cost.memory = p.bytes();
+  return cost;
+}
+
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype,
              [&](auto* t) { Product<std::remove_pointer_t<decltype(t)>>(p, args, parallel.threads()).run(parallel); });
@@ -307,7 +363,7 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_im2col{refuses, workspace, run};
-extern const KernelBody conv2d_dgrad_im2col{refuses, workspace, run};
+extern const KernelBody conv2d_fprop_im2col{refuses, workspace, run, cost};
+extern const KernelBody conv2d_dgrad_im2col{refuses, workspace, run, cost};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -20,9 +20,16 @@ template <class A>
 using TileFunction = void (*)(int64_t depth, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c,
                               int64_t c_step, bool add);
 
+// The same with row d of b at b + at[d], and nothing to add to.
+template <class A>
+using IndirectTile = void (*)(int64_t depth, const A* a, int64_t a_step, const A* b, const int64_t* at, A* c,
+                              int64_t c_step);
+
 // The tile of `rows` rows (1 to Tile<A>::rows) and `vectors` registers of columns (1 or 2).
 template <class A>
 TileFunction<A> tile_for(int64_t rows, int64_t vectors);
+template <class A>
+IndirectTile<A> indirect_tile_for(int64_t rows, int64_t vectors);
 
 // Rows cut into panels of equal height, so that the last one is not a sliver: 64 rows are 5 panels of 13, not 4 of 14
 // and one of 8.

@@ -215,8 +215,8 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
   const int64_t image = shape.source_rows * shape.source_width * shape.channels * static_cast<int64_t>(sizeof(T));
   const bool far = p.n * image > machine().l2;
   const int64_t tap_row = p.w.window * line;
-  const bool paired =
-      phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 && pairs<T>(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
+  const bool paired = phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 &&
+                      pairs<T>(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
   for (int64_t row = begin; row < end;) {
     const Phase h = phase_of(p.h, p.pass, row % phases(p.h, p.pass));
     const int64_t j = row / h.step, rows = paired && row + 1 < end ? 2 : 1;

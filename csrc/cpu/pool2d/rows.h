@@ -53,10 +53,11 @@ class PhaseRow {
   template <class T>
   void fill(const T* row) {
     each_run([&](int64_t to, int64_t column, int count) { load(row + column, count).store(memory_ + to, count); },
-             [&](int64_t to, int64_t column) {
-               Vec<A> even = load(row + column), odd = load(row + column + lanes);
+             [&](int64_t to, int64_t column, int count) {
+               Vec<A> even = load(row + column, count), odd = Vec<A>::zero();
+               if (count > lanes) odd = load(row + column + lanes, count - lanes);
                unweave(even, odd);
-               even.store(memory_ + to), odd.store(memory_ + to + length_);
+               store(memory_ + to, even, (count + 1) / 2), store(memory_ + to + length_, odd, count / 2);
              },
              [&](int64_t to, int64_t column) { memory_[to] = widen(row[column]); });
   }
@@ -64,10 +65,11 @@ class PhaseRow {
   template <class T>
   void drain(T* row) const {
     each_run([&](int64_t from, int64_t column, int count) { store(row + column, Vec<A>::load(memory_ + from), count); },
-             [&](int64_t from, int64_t column) {
+             [&](int64_t from, int64_t column, int count) {
                Vec<A> low = Vec<A>::load(memory_ + from), high = Vec<A>::load(memory_ + from + length_);
                weave(low, high);
-               store(row + column, low), store(row + column + lanes, high);
+               store(row + column, low, count);
+               if (count > lanes) store(row + column + lanes, high, count - lanes);
              },
              [&](int64_t from, int64_t column) { row[column] = narrow<T>(memory_[from]); });
   }
@@ -75,8 +77,8 @@ class PhaseRow {
  private:
   static constexpr int lanes = Vec<A>::lanes;
 
-  // Visits the columns of the input that the scratch row holds: runs of stride 1, pairs of runs of stride 2, and single
-  // elements.
+  // Visits the columns of the input that the scratch row holds: runs of stride 1, pairs of runs of stride 2 (two
+  // columns an element of each), and single elements.
   template <class Run, class Pair, class One>
   void each_run(Run&& run, Pair&& pair, One&& one) const {
     if (stride_ == 1) {
@@ -91,7 +93,9 @@ class PhaseRow {
       if (lead && in_ > 0) one(length_ + pad_ / 2, 0);
       done = lead;
       const int64_t last = std::min(in_, 2 * length_ - pad_);
-      for (; done + 2 * lanes <= last; done += 2 * lanes) pair((done + pad_) / 2, done);
+      for (; done < last; done += 2 * lanes)
+        pair((done + pad_) / 2, done, static_cast<int>(std::min<int64_t>(2 * lanes, last - done)));
+      return;
     }
     int64_t phase = (done + pad_) % stride_, at = (done + pad_) / stride_;
     for (int64_t column = done; column < in_ && at < length_; ++column) {

@@ -6,8 +6,20 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+// fma_into(acc, a, p) multiplies by *p in every lane: free with AVX-512, a load of its own elsewhere. hold(v) keeps the
+// compiler from making v anew at each use.
 #if defined(__AVX512F__)
 inline constexpr int vector_registers = 32;
+[[gnu::always_inline]] inline void fma_into(Vec<float>& acc, Vec<float> a, const float* p) {
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(a.v), "m"(*p));
+}
+[[gnu::always_inline]] inline void fma_into(Vec<double>& acc, Vec<double> a, const double* p) {
+  asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(acc.v) : "v"(a.v), "m"(*p));
+}
+template <class A>
+[[gnu::always_inline]] inline void hold(Vec<A>& v) {
+  asm("" : "+v"(v.v));
+}
 [[gnu::always_inline]] inline void fma_into(Vec<float>& acc, Vec<float> a, Vec<float> b) {
   asm("vfmadd231ps %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
 }
@@ -16,6 +28,10 @@ inline constexpr int vector_registers = 32;
 }
 #elif defined(__AVX2__)
 inline constexpr int vector_registers = 16;
+template <class A>
+[[gnu::always_inline]] inline void hold(Vec<A>& v) {
+  asm("" : "+x"(v.v));
+}
 [[gnu::always_inline]] inline void fma_into(Vec<float>& acc, Vec<float> a, Vec<float> b) {
   asm("vfmadd231ps %2, %1, %0" : "+x"(acc.v) : "x"(a.v), "x"(b.v));
 }
@@ -27,6 +43,15 @@ inline constexpr int vector_registers = 12;  // a modest tile: 4 pixels
 template <class A>
 [[gnu::always_inline]] inline void fma_into(Vec<A>& acc, Vec<A> a, Vec<A> b) {
   acc = fma(a, b, acc);
+}
+template <class A>
+[[gnu::always_inline]] inline void hold(Vec<A>&) {}
+#endif
+
+#if !defined(__AVX512F__)
+template <class A>
+[[gnu::always_inline]] inline void fma_into(Vec<A>& acc, Vec<A> a, const A* p) {
+  fma_into(acc, a, Vec<A>::broadcast(*p));
 }
 #endif
 

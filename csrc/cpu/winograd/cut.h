@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/cost.h"
 #include "core/machine.h"
 #include "core/problem.h"
 
@@ -16,6 +17,9 @@ inline constexpr int64_t depth_chunk = 128;
 inline constexpr int64_t enough_tiles = 24;  // a block of so many uses a transformed filter often enough
 inline constexpr int64_t wide_block = 56;    // where the sums of a block do not fit L2 anyway
 inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel fit L2
+// Starting and storing the sums of a register tile takes as long as so many channels: products of depth_chunk channels
+// run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
+inline constexpr double sum_overhead = 21;
 inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -62,19 +66,10 @@ struct Cut {
   }
 };
 
-// What one call does, summed over its threads.
-struct Cost {
-  double product_flops;  // of the products of frequencies, empty lanes included
-  double
-      transform_bytes;  // loaded and stored by packing and the three transforms: they are bound by that, not by FLOPs
-  double shared_bytes;  // that the caches of one core do not hold
-  double memory_bytes;  // every operand once
-  double imbalance;     // the busiest thread's share of the work, times the threads
-};
-
 // With T tiles, C input channels, K output channels rounded up to registers, F = (m + 2)^2 frequencies and elements of
 // e bytes:
-//   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times
+//   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times, and
+//                the sums of every chunk of C
 //   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them
 //   input        F loads and F stores for each of T·C squares; NCHW stages the F pixels before
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
@@ -91,39 +86,19 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
   const double filters = f * channels * columns, inputs = f * tiles * channels, sums = f * tiles * columns;
 
   Cost cost;
-  cost.product_flops = 2 * filters * tiles;
-  cost.transform_bytes = e * channels * columns * (f + 3 * filter_taps) +
-                         e * tiles * round(c.channels) * (planes ? 4 : 2) * f +
-                         e * tiles * columns * (f + (planes ? 3 : 1) * m2);
+  cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
+  cost.moved = e * channels * columns * (f + 3 * filter_taps) + e * tiles * round(c.channels) * (planes ? 4 : 2) * f +
+               e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
-    cost.shared_bytes = e * inputs * double(1 + c.panels);
+    cost.shared = e * inputs * double(1 + c.panels);
   } else {
     const bool outgrown = e * f * double(c.block) * (channels + columns) > double(machine().l2);
-    cost.shared_bytes = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
+    cost.shared = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
   }
-  cost.memory_bytes = p.bytes();
+  cost.memory = p.bytes();
   const int64_t tasks = c.by_panels ? c.panels : c.blocks;
   cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   return cost;
-}
-
-// What a machine does in a second.
-struct Rates {
-  double flops;      // of one core's multiply-adds
-  double transform;  // bytes of one core's loads and stores to L1 and L2
-  double shared;     // bytes of one core from the last cache
-  double memory;     // bytes of all cores
-};
-
-// Zen 4, both cores, f32, 2026-11-22, fitted to 104 measurements: the layers of resnet50 and vgg16, batch 1 and 8, both
-// layouts, both tiles, AVX2 and AVX-512. The estimate is 0.83 to 1.11 times the measured time in 90 % of them and never
-// below 0.70 times (64 channels at 224x224, whose operands come from memory). shared and memory never decided there.
-inline constexpr Rates zen4{90e9, 77e9, 25e9, 20e9};
-
-// The cores' own work, unless the caches or the memory they share take longer.
-inline double estimated_seconds(const Cost& cost, int threads, const Rates& rates = zen4) {
-  const double core = (cost.product_flops / rates.flops + cost.transform_bytes / rates.transform) * cost.imbalance;
-  return std::max({core / threads, cost.shared_bytes / rates.shared / threads, cost.memory_bytes / rates.memory});
 }
 
 }  // namespace fastconv::winograd

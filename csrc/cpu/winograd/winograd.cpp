@@ -31,7 +31,7 @@
 //   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
 //   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
 //   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
-// dgrad the same within 10 % (64@56, batch 1: 567 / 512). NCHW is 3 to 12 % slower, 25 % at 64@224.
+// dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower, 25 % at 64@224.
 // F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
 // lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
 // (8@112: 118 against 72).
@@ -324,15 +324,21 @@ int64_t workspace(const Problem& p, int threads) {
 }
 
 template <class P>
+Cost cost_of(const Problem& p, int threads) {
+  const int64_t lanes = p.dtype == Dtype::f64 ? Vec<double>::lanes : Vec<float>::lanes;
+  return cost(p, threads, P::outputs, lanes);
+}
+
+template <class P>
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype, [&](auto* t) { Winograd<P, std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
 }
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
-extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
-extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>};
-extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>};
+extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
+extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
+extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
+extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
 
 }  // namespace fastconv::FASTCONV_ISA
