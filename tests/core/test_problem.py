@@ -83,3 +83,26 @@ def test_every_field_tells_problems_apart():
     ]  # fmt: skip
     problems = [base, *(base.replace(**change) for change in changes)]
     assert len(set(problems)) == len({str(p) for p in problems}) == len(problems)
+
+
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"n1c1h1w1_k1r{HUGE}s1_f32nhwc",
+        f"n1c1h5w5_k1r3s3_u{HUGE}_f32nhwc",
+        f"n1c1h5w5_k1r3s3_p{HUGE}_f32nhwc",
+        f"n1c1h5w5_k1r3s3_p0:-{HUGE}x0_f32nhwc",
+        f"n1c1h5w5_k1r3s3_d{HUGE}_f32nhwc",
+        f"n0c1h{HUGE}w1_k1r1s1_p1_f32nhwc",
+        f"n{2**40}c{2**40}h1w1_k1r1s1_f32nhwc",
+        f"adaptiveavg2d_n0c1h5w5_o{HUGE}x1_f32nhwc",
+        f"maxpool2d_n1c1h5w5_r2s2_u{HUGE}_f32nhwc_ceil",
+        f"n1c1h5w5_k1r3s3_p{HUGE + 1}_f32nhwc",
+    ],
+)
+def test_numbers_too_large_for_64_bits_of_arithmetic_are_refused(text):
+    with pytest.raises(ValueError, match=r"^Problem string: "):
+        Problem(text)
