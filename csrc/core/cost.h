@@ -26,9 +26,9 @@ struct Rates {
 };
 
 // Of a Zen 4 core (2026-11-22), fitted to igemm and Winograd on the layers of resnet50 and vgg16, batch 1 and 8, both
-// layouts, AVX2 and AVX-512 (its pipes are 256 bits wide, so both run at one rate). A Winograd estimate is 0.83 to 1.11
-// times the measured time in 90 % of them. The others are guesses: they only keep the ratio of FLOPs to bytes
-// plausible.
+// layouts, AVX2 and AVX-512 (its pipes are 256 bits wide, so both run at one rate). A Winograd estimate was 0.83
+// to 1.11 times the measured time in 90 % of them, before the overhead of its sums was counted by depth. The others are
+// guesses: they only keep the ratio of FLOPs to bytes plausible.
 constexpr Rates nominal_rates(Isa isa) {
   switch (isa) {
     case Isa::avx2:

@@ -82,3 +82,36 @@ def test_every_refusal_is_a_sentence():
     for dtype in ("f64", "f32", "f16", "bf16", "other"):
         for candidate in dispatch.candidates(PROBLEM.replace(dtype=dtype)):
             assert candidate.reason is None or candidate.reason.endswith("."), candidate
+
+
+WINOGRAD = Problem("n1c64h28w27_k64r3s3_p1_f32nhwc")
+
+
+def test_the_cheapest_estimate_of_an_instruction_set_is_chosen():
+    with fastconv.config(kernel="-*_aten"):
+        accepting = [c for c in dispatch.candidates(WINOGRAD) if c.reason is None]
+        first = accepting[0].kernel
+        rivals = {c.kernel.name: c.seconds for c in accepting if c.kernel.target == first.target}
+        assert None not in rivals.values() and len(rivals) > 1
+        chosen = dispatch.plan(WINOGRAD)
+    assert chosen.name == min(rivals, key=rivals.get) != first.name
+    assert chosen.algorithm == "winograd4"
+    assert f"estimated {rivals[chosen.name] * 1e3:.3g} ms" in str(fastconv.explain(WINOGRAD))
+
+
+def test_order_decides_where_the_first_kernel_states_no_cost():
+    few_products = Problem("n1c4h1w1_k4r1s1_f32nhwc")
+    with fastconv.config(kernel="-*_aten"):
+        accepting = [c for c in dispatch.candidates(few_products) if c.reason is None]
+        assert accepting[0].seconds is None and any(c.seconds is not None for c in accepting)
+        assert dispatch.plan(few_products) is accepting[0].kernel
+
+
+def test_winograd_is_left_out_when_it_is_not_wanted():
+    for switches in ({"winograd": False}, {"strict": True}):
+        with fastconv.config(**switches):
+            assert not dispatch.plan(WINOGRAD).spreads_nan
+    with fastconv.config(strict=True, kernel="conv2d/fprop_winograd2*"):
+        assert dispatch.plan(WINOGRAD).algorithm == "winograd2"
+    with fastconv.config(winograd=False, kernel="conv2d/fprop_winograd2*"):
+        assert not dispatch.plan(WINOGRAD).spreads_nan
