@@ -173,6 +173,7 @@ def _conv_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
         "offset": rng.randrange(OFFSETS),
         "weight_channels_last": rng.random() < 0.5,
         "threads": rng.choice((1, 2, 3)),
+        "weight_gap": rng.choice((0, 0, 0, 1, 2)),
     }
     return _Check(check_conv, problem, options, integer and is_exact(problem))
 

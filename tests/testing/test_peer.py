@@ -59,14 +59,15 @@ def test_our_call_asks_for_the_problem_autograd_asks_for(text):
     found = set()
     with trace.report(lambda call: found.add(str(call.problem))):
         y = forward(layer, tensors, fastconv.functional)()
-        y.backward(torch.randn_like(y))
+        gradients = torch.autograd.grad(y, [t for t in tensors.values() if t.dim() > 1], torch.randn_like(y))
     assert found == wanted
-    asked = set()
+    asked, results = set(), []
     for problem in steps(layer)[1:]:
         [tensors] = bench.operand_sets(oracle.ask(problem).tensors, problem, cold=False)
         with trace.report(lambda call: asked.add(str(call.problem))):
-            peer.own_backward(problem, tensors)()
+            results.append(peer.own_backward(problem, tensors)())
     assert asked == wanted - {str(corpus.trained(layer))}
+    assert {t.stride() for t in results} == {t.stride() for t in gradients}  # in the layout autograd asks for
 
 
 @pytest.mark.parametrize("text", LAYERS[:3])
