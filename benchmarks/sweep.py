@@ -67,7 +67,9 @@ def plot(points: list[Point], cliffs: list[Cliff], title: str, path: Path) -> No
         panel.plot(*zip(*circled, strict=True), "o", color="red", fillstyle="none") if circled else None
     for family, row in zip(families, grid, strict=True):
         for axis, panel in zip(axes, row, strict=True):
-            panel.set(xscale="log", yscale="log", title=f"{family} along {axis}", xlabel=axis, ylabel="GFLOP/s")
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.set(yscale="log", title=f"{family} along {axis}", xlabel=axis, ylabel="GFLOP/s")
             panel.grid(alpha=0.3)
             if panel.has_data():
                 panel.legend(fontsize="x-small")
