@@ -25,8 +25,6 @@ namespace {
 
 using namespace winograd;
 
-constexpr int64_t transform_tiles = run_tiles;  // of a chunk: transformed by one thread
-
 template <class P, class T>
 struct Shape : GradientCut {
   using A = arithmetic<T>;
@@ -34,49 +32,61 @@ struct Shape : GradientCut {
 
   int64_t x_row, x_step;    // of transformed x: between tiles, between frequencies
   int64_t dy_row, dy_step;  // of transformed dy
-  int64_t sum_step, sums;   // of a task's sums: between frequencies; all of them
+  int64_t sum_step;         // of a piece's sums, between frequencies
+  int64_t registers;        // of channels
+  int64_t partial;          // elements of a group's gradient, [filter][register][tap][lane]
 
   Shape(const Problem& p, int threads) : GradientCut(p, threads, P::outputs, Tile<A>::rows, lanes, sizeof(A)) {
     x_row = spread<A>(columns * width), x_step = spread<A>(chunk * x_row);
     dy_row = spread<A>(round_up(p.k, lanes)), dy_step = spread<A>(chunk * dy_row);
-    sum_step = task_rows * height * width, sums = P::frequencies * sum_step;
+    sum_step = piece_rows * height * width;
+    registers = divide_up(p.c, lanes);
+    partial = p.k * registers * filter_taps * lanes;
   }
+};
+
+template <class A>
+struct Operands {  // of a chunk, transformed
+  A *x, *dy;
+
+  template <class P, class T>
+  Operands(Arena& arena, const Shape<P, T>& s, bool here)
+      : x(arena.take<A>(here ? P::frequencies * s.x_step : 0)),
+        dy(arena.take<A>(here ? P::frequencies * s.dy_step : 0)) {}
+};
+
+template <class P, class T>
+struct Private {  // one thread's share of the workspace
+  using A = arithmetic<T>;
+  SquareScratch<InputStep<P>, A> x;
+  SquareScratch<GradientStep<P>, A> dy;
+  Operands<A> operands;
+  A* sums;  // of a piece
+
+  Private(Arena& arena, const Problem& p, const Shape<P, T>& s)
+      : x(arena, Squares<InputStep<P>, T>::stage_size(p.layout, p.c, P::outputs)),
+        dy(arena, Squares<GradientStep<P>, T>::stage_size(p.layout, p.k, P::outputs)),
+        operands(arena, s, s.by_groups),
+        sums(arena.take<A>(P::frequencies * s.sum_step)) {}
 };
 
 template <class P, class T>
 struct Work {
   using A = arithmetic<T>;
-
-  struct Private {
-    SquareScratch<InputStep<P>, A> x;
-    SquareScratch<GradientStep<P>, A> dy;
-    A* sums;
-
-    Private(Arena& arena, const Problem& p, const Shape<P, T>& s)
-        : x(arena, Squares<InputStep<P>, T>::stage_size(p.layout, p.c, P::outputs)),
-          dy(arena, Squares<GradientStep<P>, T>::stage_size(p.layout, p.k, P::outputs)),
-          sums(arena.take<A>(s.chunks == 1 ? s.sums : 0)) {}
-  };
-
-  A *zeros, *x, *dy;
-  A* sums;  // of all tasks, where they outlive a chunk
+  A* zeros;  // a pixel of the padding
+  Operands<A> operands;
+  A* partials;  // of all groups
   char* threads;
   int64_t thread_bytes;
 
   Work(Arena& arena, const Problem& p, const Shape<P, T>& s, int thread_count)
       : zeros(arena.take<A>(std::max(p.c, p.k))),
-        x(arena.take<A>(P::frequencies * s.x_step)),
-        dy(arena.take<A>(P::frequencies * s.dy_step)),
-        sums(arena.take<A>(s.chunks == 1 ? 0 : s.tasks * s.sums)) {
+        operands(arena, s, !s.by_groups),
+        partials(arena.take<A>(s.chunks > 1 ? s.groups * s.partial : 0)) {
     Arena one(nullptr);
-    Private(one, p, s);
+    Private<P, T>(one, p, s);
     thread_bytes = one.used();
     threads = arena.take<char>(thread_count * thread_bytes);
-  }
-
-  Private own(const Problem& p, const Shape<P, T>& s, int thread) const {
-    Arena arena(threads + thread * thread_bytes);
-    return Private(arena, p, s);
   }
 };
 
@@ -84,6 +94,7 @@ template <class P, class T>
 class WinogradGradient {
   using A = arithmetic<T>;
   using V = Vec<A>;
+  using Own = Private<P, T>;
   static constexpr int64_t lanes = V::lanes;
 
  public:
@@ -101,77 +112,127 @@ class WinogradGradient {
   }
 
   void run() const {
-    for (int64_t chunk = 0; chunk < s_.chunks; ++chunk) {
-      const int64_t first = chunk * s_.chunk, last = std::min(first + s_.chunk, s_.tiles);
-      transform(first, last);
-      parallel_(s_.tasks, [&](int64_t begin, int64_t end, int thread) {
-        A* own = s_.chunks == 1 ? work_.own(p_, s_, thread).sums : nullptr;
-        for (int64_t task = begin; task < end; ++task) {
-          A* sums = own ? own : work_.sums + task * s_.sums;
-          multiply(task, last - first, sums, chunk > 0);
-          if (chunk + 1 == s_.chunks) finish(task, sums);
-        }
-      });
-    }
+    if (s_.by_groups)
+      run_by_groups();
+    else
+      run_by_pieces();
+    if (s_.chunks > 1) add_groups();
   }
 
  private:
-  // Both operands of the tiles [first, last).
-  void transform(int64_t first, int64_t last) const {
-    const int64_t pieces = divide_up(last - first, transform_tiles);
-    const int64_t x_parts = divide_up(p_.c, depth_chunk), parts = x_parts + divide_up(p_.k, depth_chunk);
-    parallel_(pieces * parts, [&](int64_t begin, int64_t end, int thread) {
-      const auto own = work_.own(p_, s_, thread);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t from = first + i / parts * transform_tiles, part = i % parts;
-        tiling_.each_run(from, std::min(from + transform_tiles, last), [&](const Run& run) {
-          const int64_t at = run.tile - first;
-          if (part < x_parts) {
-            const int64_t c = part * depth_chunk;
-            x_.transform(run, c, std::min(depth_chunk, p_.c - c), own.x, work_.x + at * s_.x_row + c, s_.x_row,
-                         s_.x_step);
-          } else {
-            const int64_t k = (part - x_parts) * depth_chunk;
-            dy_.transform(run, k, std::min(depth_chunk, p_.k - k), own.dy, work_.dy + at * s_.dy_row + k, s_.dy_row,
-                          s_.dy_step);
-          }
-        });
+  Own own(int thread) const {
+    Arena arena(work_.threads + thread * work_.thread_bytes);
+    return Own(arena, p_, s_);
+  }
+
+  struct Chunk {
+    int64_t index, first, tiles;
+  };
+  Chunk chunk(int64_t index) const {
+    const int64_t first = index * s_.tiles / s_.chunks;
+    return {index, first, (index + 1) * s_.tiles / s_.chunks - first};
+  }
+
+  void run_by_groups() const {
+    parallel_(s_.groups, [&](int64_t begin, int64_t end, int thread) {
+      const Own mine = own(thread);
+      for (int64_t i = begin * s_.group; i < std::min(end * s_.group, s_.chunks); ++i) {
+        const Chunk chunk = this->chunk(i);
+        for (int64_t c = 0; c < p_.c; c += depth_chunk) transform_x(mine, mine.operands, chunk, 0, chunk.tiles, c);
+        for (int64_t k = 0; k < p_.k; k += depth_chunk) transform_dy(mine, mine.operands, chunk, 0, chunk.tiles, k);
+        for (int64_t piece = 0; piece < s_.pieces; ++piece) run_piece(mine, mine.operands, chunk, piece);
       }
     });
   }
 
-  struct Piece {
-    int64_t filter, filters;    // the first, and how many
-    int64_t channel, channels;  // and so
-  };
-  Piece piece(int64_t task) const {
-    const int64_t filter = task % s_.row_tasks * s_.task_rows * s_.height, channel = task / s_.row_tasks * s_.width;
-    return {filter, std::min(s_.task_rows * s_.height, p_.k - filter), channel, std::min(s_.width, p_.c - channel)};
+  void run_by_pieces() const {
+    const int64_t x_parts = divide_up(p_.c, depth_chunk), parts = x_parts + divide_up(p_.k, depth_chunk);
+    for (int64_t i = 0; i < s_.chunks; ++i) {
+      const Chunk chunk = this->chunk(i);
+      const int64_t stretches = divide_up(chunk.tiles, run_tiles);
+      parallel_(stretches * parts, [&](int64_t begin, int64_t end, int thread) {
+        const Own mine = own(thread);
+        for (int64_t j = begin; j < end; ++j) {
+          const int64_t first = j / parts * run_tiles, last = std::min(first + run_tiles, chunk.tiles);
+          const int64_t part = j % parts;
+          if (part < x_parts)
+            transform_x(mine, work_.operands, chunk, first, last, part * depth_chunk);
+          else
+            transform_dy(mine, work_.operands, chunk, first, last, (part - x_parts) * depth_chunk);
+        }
+      });
+      parallel_(s_.pieces, [&](int64_t begin, int64_t end, int thread) {
+        const Own mine = own(thread);
+        for (int64_t piece = begin; piece < end; ++piece) run_piece(mine, work_.operands, chunk, piece);
+      });
+    }
   }
 
-  void multiply(int64_t task, int64_t tiles, A* sums, bool add) const {
-    const Piece piece = this->piece(task);
-    const int64_t vectors = divide_up(piece.channels, lanes);
+  // Up to depth_chunk channels from c on, or filters from k on, of the chunk's tiles [first, last).
+  void transform_x(const Own& mine, const Operands<A>& to, const Chunk& chunk, int64_t first, int64_t last,
+                   int64_t c) const {
+    tiling_.each_run(chunk.first + first, chunk.first + last, [&](const Run& run) {
+      x_.transform(run, c, std::min(depth_chunk, p_.c - c), mine.x, to.x + (run.tile - chunk.first) * s_.x_row + c,
+                   s_.x_row, s_.x_step);
+    });
+  }
+  void transform_dy(const Own& mine, const Operands<A>& to, const Chunk& chunk, int64_t first, int64_t last,
+                    int64_t k) const {
+    tiling_.each_run(chunk.first + first, chunk.first + last, [&](const Run& run) {
+      dy_.transform(run, k, std::min(depth_chunk, p_.k - k), mine.dy, to.dy + (run.tile - chunk.first) * s_.dy_row + k,
+                    s_.dy_row, s_.dy_step);
+    });
+  }
+
+  // A chunk's share of the filters of a piece.
+  void run_piece(const Own& mine, const Operands<A>& from, const Chunk& chunk, int64_t piece) const {
+    const int64_t k = piece % s_.row_pieces * s_.piece_rows * s_.height, c = piece / s_.row_pieces * s_.width;
+    const int64_t filters = std::min(s_.piece_rows * s_.height, p_.k - k), channels = std::min(s_.width, p_.c - c);
     for (int64_t f = 0; f < P::frequencies; ++f)
-      for (int64_t row = 0; row < piece.filters; row += s_.height)
-        tile_for<A>(std::min(s_.height, piece.filters - row), vectors)(
-            tiles, work_.dy + f * s_.dy_step + piece.filter + row, s_.dy_row, work_.x + f * s_.x_step + piece.channel,
-            s_.x_row, sums + f * s_.sum_step + row * s_.width, s_.width, add);
-  }
+      for (int64_t row = 0; row < filters; row += s_.height)
+        tile_for<A>(std::min(s_.height, filters - row), divide_up(channels, lanes))(
+            chunk.tiles, from.dy + f * s_.dy_step + k + row, s_.dy_row, from.x + f * s_.x_step + c, s_.x_row,
+            mine.sums + f * s_.sum_step + row * s_.width, s_.width, false);
 
-  void finish(int64_t task, const A* sums) const {
-    const Piece piece = this->piece(task);
-    for (int64_t row = 0; row < piece.filters; ++row)
-      for (int64_t c = 0; c < piece.channels; c += lanes) {
+    for (int64_t row = 0; row < filters; ++row)
+      for (int64_t i = 0; i < channels; i += lanes) {
         V g[filter_size][filter_size];
-        transform_filter_gradient<P>(sums + row * s_.width + c, s_.sum_step, g);
-        put(piece.filter + row, piece.channel + c, std::min(lanes, piece.channels - c), g);
+        transform_filter_gradient<P>(mine.sums + row * s_.width + i, s_.sum_step, g);
+        if (s_.chunks == 1) {
+          put(k + row, c + i, g);
+          continue;
+        }
+        A* partial = this->partial(chunk.index / s_.group, k + row, (c + i) / lanes);
+        const bool add = chunk.index % s_.group > 0;
+        for (int64_t t = 0; t < filter_taps; ++t, partial += lanes) {
+          const V tap = g[t / filter_size][t % filter_size];
+          (add ? load(partial) + tap : tap).store(partial);
+        }
       }
   }
 
-  // One filter's gradient for `count` channels.
-  void put(int64_t k, int64_t c, int64_t count, const V (&g)[filter_size][filter_size]) const {
-    const int64_t* step = args_.w_stride;
+  A* partial(int64_t group, int64_t k, int64_t part) const {
+    return work_.partials + group * s_.partial + (k * s_.registers + part) * filter_taps * lanes;
+  }
+
+  void add_groups() const {
+    parallel_(p_.k, [&](int64_t begin, int64_t end, int) {
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t part = 0; part < s_.registers; ++part) {
+          V g[filter_size][filter_size];
+          for (int64_t t = 0; t < filter_taps; ++t) {
+            V sum = load(partial(0, k, part) + t * lanes);
+            for (int64_t i = 1; i < s_.groups; ++i) sum = sum + load(partial(i, k, part) + t * lanes);
+            g[t / filter_size][t % filter_size] = sum;
+          }
+          put(k, part * lanes, g);
+        }
+    });
+  }
+
+  // One filter's gradient for a register of channels.
+  void put(int64_t k, int64_t c, const V (&g)[filter_size][filter_size]) const {
+    const int64_t *step = args_.w_stride, count = std::min(lanes, p_.c - c);
     T* out = static_cast<T*>(args_.out) + k * step[0] + c * step[1];
     const auto tap = [&](int64_t t) { return t / filter_size * step[2] + t % filter_size * step[3]; };
     int64_t t = 0;
