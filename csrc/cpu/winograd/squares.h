@@ -116,8 +116,18 @@ class Squares {
           const bool inside = y + i >= 0 && y + i < h_.source && x + j >= 0 && x + j < w_.source;
           pixel[i * Step::from + j] = inside ? corner + i * row + j * pixel_step : zeros;
         }
+      if (!planes_) fetch(corner + Step::from * pixel_step, row, pixel_step, count);
       transform_square<Step>(pixel, count, out + t * tile_step, frequency_step);
     }
+  }
+
+  // What the next tile reads beside this one's pixels: rows of a few pixels are too short for the hardware to foresee.
+  template <class S>
+  void fetch(const S* first, int64_t row, int64_t pixel_step, int64_t count) const {
+    for (int64_t i = 0; i < Step::from; ++i)
+      for (int64_t j = 0; j < step_; ++j)
+        for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(S)); byte += cache_line)
+          __builtin_prefetch(reinterpret_cast<const char*>(first + i * row + j * pixel_step) + byte, 0, 2);
   }
 
   const T* map_;

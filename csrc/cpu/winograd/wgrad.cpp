@@ -2,15 +2,19 @@
 // tiles and matrices as fprop: 4x4 outputs (or 2x2) and the 6x6 (4x4) inputs they read; channels_last and NCHW.
 //
 // At each of the 36 (16) frequencies the sum is a matrix product, filters x tiles x channels: 36/16 multiplications an
-// output, filter and channel instead of 9. Tiles come in chunks of 64 to 128: all threads transform a chunk of x and of
-// dy, then share out pieces of the product, each a few register tiles of 14 filters by 32 channels (6 by 16 with AVX2)
-// at every frequency, whose sums stay in L2 where the filter has few channels. After the last chunk a piece's sums are
-// transformed into its filters.
+// output, filter and channel instead of 9. Tiles come in chunks of 32 to 128: x and dy of a chunk are transformed, then
+// the product is made piece by piece, a few register tiles of 14 filters by 32 channels (6 by 16 with AVX2) at every
+// frequency, whose sums stay in L2 until they are transformed back and added to the gradient.
 //
-// Bytes: x and dy once, their transforms (2.25 times x and dy) written and read about once a column of 32 channels or a
-// few rows of 14 filters, from the last cache; the sums (4 times the filter) once a chunk.
+//   by groups   up to 16 groups of chunks, each on one thread from its tiles to its partial gradient; the partial
+//               gradients are added at the end. What a thread reads it has written itself: two threads that shared
+//               every chunk took as long to transform 64@56 as one.
+//   by pieces   few groups: all threads transform a chunk and then share its pieces.
 //
-// Chunks depend on the problem alone, so neither pieces nor threads show in the bits.
+// Bytes: x and dy once, their transforms (2.25 times x and dy) written once, and read once a row of pieces or a column
+// of 32 channels; the gradient once a chunk. Chunks and groups depend on the problem alone, and every sum has one
+// order: neither pieces nor threads show in the bits.
+//
 #include <type_traits>
 
 #include "cpu/conv2d/tile.h"

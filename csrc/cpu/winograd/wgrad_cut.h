@@ -6,11 +6,12 @@
 namespace fastconv::winograd {
 
 // Chunks and groups fix the order of every sum, so they depend on the problem alone.
-inline constexpr int64_t least_chunk_tiles = 48, most_chunk_tiles = 128;
-inline constexpr int64_t chunk_bytes = 1 << 20;                     // of both operands of a chunk, transformed
+inline constexpr int64_t least_chunk_tiles = 32, most_chunk_tiles = 128;
+inline constexpr int64_t chunk_bytes = 4 << 20;                     // of both operands of a chunk, transformed
 inline constexpr int64_t most_groups = 16, group_bytes = 32 << 20;  // and all their partial gradients
 // Storing the sums of a register tile and transforming them back takes as long as so many tiles of the depth.
 inline constexpr double gradient_sum_overhead = 6;
+inline constexpr double square_overhead = 4096;  // finding a square's pixels takes as long as moving so many bytes
 
 // outputs: of a tile along one axis, 2 or 4. tile_rows, lanes: filters of a register tile, and channels of one register
 // of it. element: bytes of the arithmetic type.
@@ -46,7 +47,7 @@ struct GradientCut {
     rows = divide_up(p.k, height);
     // An idle thread costs more than reading what another has transformed.
     by_groups = divide_up(groups, threads) * threads * 4 <= groups * 5;
-    const int64_t fit = std::max<int64_t>(1, machine().l2 / 4 / (frequencies * height * width * element));
+    const int64_t fit = std::max<int64_t>(1, machine().l2 / 8 / (frequencies * height * width * element));
     const int64_t wanted = by_groups ? fit : std::clamp<int64_t>(rows * columns / (2 * threads), 1, fit);
     row_pieces = divide_up(rows, wanted);
     piece_rows = divide_up(rows, row_pieces);
@@ -57,7 +58,7 @@ struct GradientCut {
 
 // With T tiles and F frequencies:
 //   products    2·F·T·K·C FLOPs (direct: 2·9·m^2·T·K·C), and the sums of every chunk
-//   operands    F loads and F stores for each of T·(C + K) squares; NCHW stages the pixels before
+//   operands    F loads and F stores for each of T·(C + K) squares, and finding 2·T; NCHW stages the pixels before
 //   pieces      every row of pieces reads the F·T·C of x, every column the F·T·K of dy
 //   by pieces   these were written by all threads: reading them is moving them between cores
 //   sums        9 stores, loads and stores again for each of K·C filters and chunks
@@ -70,7 +71,7 @@ inline Cost gradient_cost(const Problem& p, int threads, int64_t outputs, int64_
   Cost cost;
   cost.flops = 2 * f * channels * double(p.k) * (tiles + gradient_sum_overhead * chunks);
   cost.moved = e * f * tiles * (channels + filters) * (p.layout == Layout::nchw ? 4 : 2) * (c.by_groups ? 1 : 2) +
-               e * 2 * filter_taps * channels * filters * chunks;
+               2 * square_overhead * tiles + e * 2 * filter_taps * channels * filters * chunks;
   cost.shared = e * f * tiles * (channels * double(c.row_pieces) + filters * double(c.columns));
   cost.memory = p.bytes();
   const int64_t tasks = c.by_groups ? c.groups : c.pieces;
