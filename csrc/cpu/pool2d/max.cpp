@@ -5,16 +5,19 @@
 // NCHW: a register of output columns. A row of x goes once into scratch in phase order (rows.h); the maxima of its
 // S taps, for all output columns, are kept in a ring of rows, so vertically overlapping windows share them; an output
 // row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
-// to the sign of a zero. The gradient turns the same scratch around: dy is added, tap by tap, into a private row.
+// to the sign of a zero. Few output columns or ragged adaptive windows go element by element. The gradient adds each
+// dy to the pixel its index names, a plane on one thread.
 // Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
 //   forward NCHW 3x3/2 64@112 12.7 and 17.5, 2x2/2 64@224 16.3 and 20.4, 3x3/1 480@14 7.7 and 10.6
 //   forward NHWC 3x3/2 64@112  3.5 and  1.7, 2x2/2 64@224  1.6 and  7.0, 3x3/1 480@14 2.9 and  2.2
-//   forward + backward NCHW 4.4 and 2.7, 7.6 and 3.6, 2.2 and 2.3; NHWC 1.1 and 1.5, 1.3 and 1.5, 1.3 and 1.4
+//   forward + backward NHWC 1.1 and 1.5, 1.3 and 1.5, 1.3 and 1.4
+// The gradient in NCHW, two threads: 3x3/2 64@112 1.2 and 1.7, 2x2/2 64@224 1.8, 3x3/2 256@13 batch 8 1.1; adding by
+// registers, tap by tap, was 1.0 to 6 times slower than adding element by element.
 // NCHW at batch 8 with two threads, since rows of stride 2 are read in registers to their end: 3x3/2 64@112 1.46
-// to 1.04 ms (24x torch), 2x2/2 128@56 1.45 to 0.52 ms (17x). Few output columns or ragged adaptive windows in NCHW go
-// element by element, their gradient through a private plane. Loses for windows above about 7x7 in NHWC, where every
+// to 1.04 ms (24x torch), 2x2/2 128@56 1.45 to 0.52 ms (17x). Loses for windows above about 7x7 in NHWC, where every
 // tap is read anew for each output.
+#include <array>
 #include <limits>
 
 #include "plain.h"
@@ -200,23 +203,6 @@ class NchwMax {
     });
   }
 
-  void dgrad(const Parallel& parallel) const {
-    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-      MaxScratch<A> scratch = scratch_of(thread);
-      PhaseRow<A> row(columns, scratch.staged);
-      for (int64_t q = 0; q < scratch.width; ++q)
-        scratch.base[q] = number.taps ? A(0) : static_cast<A>(q * columns.stride - columns.pad);
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t h = 0; h < p.h.in; ++h) {
-          row.clear(0);
-          const auto [top, bottom] = rows.covering(h);
-          for (int64_t oh = top; oh < bottom; ++oh)
-            if (const int64_t r = rows.tap(oh, h); r >= 0) gradient_row(i, oh, h, r, row, scratch);
-          row.drain(static_cast<T*>(args.out) + (i * p.h.in + h) * p.w.in);
-        }
-    });
-  }
-
  private:
   MaxScratch<A> scratch_of(int thread) const {
     return {rows, columns, static_cast<A*>(args.workspace) + thread * MaxScratch<A>::elements(rows, columns)};
@@ -268,75 +254,109 @@ class NchwMax {
     }
   }
 
-  // Adds what output row `oh` gives input row `h` through tap row r.
-  void gradient_row(int64_t plane, int64_t oh, int64_t h, int64_t r, PhaseRow<A>& row, MaxScratch<A>& scratch) const {
-    if constexpr (!std::is_void_v<I>) {
-      const int64_t from = (plane * p.h.out + oh) * p.w.out;
-      for (int64_t q = 0; q < p.w.out; q += V::lanes) {
-        const int count = static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q));
-        const V dy = load(static_cast<const T*>(args.y) + from + q, count);
-        const V tag = load_tags(V(), static_cast<const I*>(args.index) + from + q, count);
-        const V expected = V::load(scratch.base + q) + V::broadcast(static_cast<A>(row_number(h, r)));
-        for (int64_t s = 0; s < columns.window; ++s) {
-          A* to = row.tap(s) + q;
-          add_where_equal(V::load(to), tag, expected + V::broadcast(static_cast<A>(s * column_step())), dy).store(to);
-        }
-      }
-    }
-  }
-
   const Problem& p;
   const Args& args;
   const Windows rows, columns;
   const Numbering number;
 };
 
-// NCHW planes with few output columns or ragged windows: the gradients of a plane are added up in scratch that only
-// this task sees, in the order of the outputs. An index outside the plane adds nothing, nor does a window that misses
-// the input, as a dilated one may: its position is that of no maximum.
+// The gradient of NCHW planes: each output adds to the pixel its index names, in the order of the outputs, and a plane
+// belongs to one thread. It is added up in dx itself, or in scratch where the sums have a wider type. An index outside
+// the plane adds nothing, nor does a window that misses the input, as a dilated one may: its position is that of no
+// maximum.
 template <class T, class I>
-void narrow_dgrad(const Problem& p, const Args& args, const Parallel& parallel) {
+class Scatter {
   using A = arithmetic<T>;
-  const Windows rows(p, p.h), columns(p, p.w);
-  const Numbering number(p);
-  const int64_t pixels = p.in_pixels();
-  const bool may_miss = !number.taps && (rows.step > 1 || columns.step > 1);
-  parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-    A* plane = static_cast<A*>(args.workspace) + thread * padded_row(pixels);
-    for (int64_t i = begin; i < end; ++i) {
-      std::fill(plane, plane + pixels, A(0));
-      const T* dy = static_cast<const T*>(args.y) + i * p.out_pixels();
-      const I* index = static_cast<const I*>(args.index) + i * p.out_pixels();
-      for (int64_t o = 0; o < p.out_pixels(); ++o) {
-        int64_t at = static_cast<int64_t>(index[o]);
-        if (may_miss && (rows.at(o / p.w.out).count == 0 || columns.at(o % p.w.out).count == 0)) continue;
-        if (number.taps) {
-          const int64_t row = o / p.w.out * rows.stride - rows.pad + at / p.w.window * rows.step;
-          const int64_t column = o % p.w.out * columns.stride - columns.pad + at % p.w.window * columns.step;
-          at = column < 0 || column >= p.w.in ? -1 : row * p.w.in + column;
-        }
-        if (at >= 0 && at < pixels) plane[at] += widen(dy[o]);
-      }
-      T* dx = static_cast<T*>(args.out) + i * pixels;
-      for (int64_t q = 0; q < pixels; q += Vec<A>::lanes)
-        store(dx + q, Vec<A>::load(plane + q), static_cast<int>(std::min<int64_t>(Vec<A>::lanes, pixels - q)));
+
+ public:
+  Scatter(const Problem& p, const Args& args)
+      : p(p), args(args), rows(p, p.h), columns(p, p.w), number(p), may_miss_(rows.step > 1 || columns.step > 1) {
+    tap_.fill({-1, -1, outside});
+    if (!number.taps) return;
+    for (int64_t t = 0; t < p.taps(); ++t) {
+      const int64_t row = t / p.w.window * rows.step, column = t % p.w.window * columns.step;
+      tap_[t] = {row, column, row * p.w.in + column};
     }
-  });
-}
+  }
+
+  void dgrad(const Parallel& parallel) const {
+    const int64_t pixels = p.in_pixels();
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        T* dx = static_cast<T*>(args.out) + i * pixels;
+        A* plane;
+        if constexpr (std::is_same_v<T, A>)
+          plane = dx;
+        else
+          plane = static_cast<A*>(args.workspace) + thread * padded_row(pixels);
+        std::fill(plane, plane + pixels, A(0));
+        const T* dy = static_cast<const T*>(args.y) + i * p.out_pixels();
+        const I* index = static_cast<const I*>(args.index) + i * p.out_pixels();
+        if (!number.taps)
+          add_positions(dy, index, plane);
+        else if (may_miss_)
+          add_taps<true>(dy, index, plane);
+        else
+          add_taps<false>(dy, index, plane);
+        if constexpr (!std::is_same_v<T, A>)
+          for (int64_t q = 0; q < pixels; q += Vec<A>::lanes)
+            store(dx + q, Vec<A>::load(plane + q), static_cast<int>(std::min<int64_t>(Vec<A>::lanes, pixels - q)));
+      }
+    });
+  }
+
+ private:
+  // Every maximum lies in the plane, unless its window misses the input.
+  template <bool may_miss>
+  void add_taps(const T* dy, const I* index, A* plane) const {
+    const int64_t pixels = p.in_pixels(), outputs = p.w.out, stride = columns.stride;
+    for (int64_t oh = 0; oh < p.h.out; ++oh, dy += outputs, index += outputs) {
+      const int64_t top = oh * rows.stride - rows.pad;
+      int64_t left = -columns.pad, corner = top * p.w.in + left;
+      for (int64_t ow = 0; ow < outputs; ++ow, left += stride, corner += stride) {
+        const Tap& tap = tap_[static_cast<uint8_t>(index[ow])];
+        if constexpr (may_miss) {
+          const int64_t row = top + tap.row, column = left + tap.column;
+          if (row < 0 || row >= p.h.in || column < 0 || column >= p.w.in) continue;
+        }
+        const int64_t at = corner + tap.offset;
+        if (at >= 0 && at < pixels) plane[at] += widen(dy[ow]);
+      }
+    }
+  }
+
+  void add_positions(const T* dy, const I* index, A* plane) const {
+    for (int64_t o = 0; o < p.out_pixels(); ++o) {
+      if (may_miss_ && (rows.at(o / p.w.out).count == 0 || columns.at(o % p.w.out).count == 0)) continue;
+      const auto at = static_cast<int64_t>(index[o]);
+      if (at >= 0 && at < p.in_pixels()) plane[at] += widen(dy[o]);
+    }
+  }
+
+  struct Tap {
+    int64_t row, column, offset;  // from the first pixel of a window
+  };
+  static constexpr int64_t outside = std::numeric_limits<int64_t>::min() / 2;  // no window starts so far behind
+
+  const Problem& p;
+  const Args& args;
+  const Windows rows, columns;
+  const Numbering number;
+  const bool may_miss_;
+  std::array<Tap, 256> tap_;  // of every value of a byte
+};
 
 template <bool gradient, class T, class I>
 void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
-  const bool rows = by_rows(Windows(p, p.h), Windows(p, p.w));
   if constexpr (!gradient) {
     if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).fprop(parallel);
-    if (rows) return NchwMax<T, I>(p, args).fprop(parallel);
+    if (by_rows(Windows(p, p.h), Windows(p, p.w))) return NchwMax<T, I>(p, args).fprop(parallel);
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
     });
   } else if constexpr (!std::is_void_v<I>) {
     if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).dgrad(parallel);
-    if (rows) return NchwMax<T, I>(p, args).dgrad(parallel);
-    narrow_dgrad<T, I>(p, args, parallel);
+    Scatter<T, I>(p, args).dgrad(parallel);
   }
 }
 
@@ -355,9 +375,13 @@ int64_t workspace(const Problem& p, int threads) {
   if (p.layout == Layout::nhwc) return 0;
   int64_t bytes = 0;
   with_dtype(p.dtype, [&](auto* t) {
-    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
-    int64_t elements = p.pass == Pass::dgrad ? padded_row(p.in_pixels()) : 0;
-    if (by_rows(rows, columns)) elements = MaxScratch<A>::elements(rows, columns);
+    using T = std::remove_pointer_t<decltype(t)>;
+    using A = arithmetic<T>;
+    int64_t elements = 0;
+    if (p.pass == Pass::dgrad)
+      elements = std::is_same_v<T, A> ? 0 : padded_row(p.in_pixels());
+    else if (by_rows(rows, columns))
+      elements = MaxScratch<A>::elements(rows, columns);
     bytes = elements * static_cast<int64_t>(sizeof(A));
   });
   return bytes * threads;
