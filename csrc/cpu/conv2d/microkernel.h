@@ -11,6 +11,7 @@
 
 #include "core/machine.h"
 #include "simd/fma_into.h"
+#include "simd/stream.h"
 #include "simd/unrolled.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -36,7 +37,8 @@ struct PixelTile {
   int64_t ahead_lines;
   bool clamped;  // the activation is a clamp to [low, high]
   A low, high;
-  int last;  // lanes of the last vector that exist
+  int last;     // lanes of the last vector that exist
+  bool stream;  // out passes the caches by; its registers are whole and aligned
 };
 
 template <class A>
@@ -52,11 +54,12 @@ void multiply_tile(const PixelTile<A>& t) {
   });
 
   // The stores come in one burst: their lines are fetched while the sums are still running.
-  unrolled<M>([&](auto i) __attribute__((always_inline)) {
-    const A* out = t.out[i] + t.out_offset;
-    __builtin_prefetch(out, 1);
-    if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
-  });
+  if (!t.stream)
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      const A* out = t.out[i] + t.out_offset;
+      __builtin_prefetch(out, 1);
+      if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
+    });
 
   const A* weights = t.weights;
   const A* const* rows = t.rows;
@@ -91,7 +94,12 @@ void multiply_tile(const PixelTile<A>& t) {
       unrolled<V>([&](auto v) __attribute__((always_inline)) { acc[i][v] = min(max(acc[i][v], low), high); });
     });
   }
-  if (!partial)
+  if (t.stream)
+    unrolled<M>([&](auto i) __attribute__((always_inline)) {
+      A* out = t.out[i] + t.out_offset;
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { stream(out + v * lanes, acc[i][v]); });
+    });
+  else if (!partial)
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
       A* out = t.out[i] + t.out_offset;
       unrolled<V>([&](auto v) __attribute__((always_inline)) { store(out + v * lanes, acc[i][v]); });

@@ -181,7 +181,7 @@ class Winograd {
     tile.start = work_.start;
     tile.out_offset = tile.residual_offset = f * s_.sum_step + column;
     tile.ahead = nullptr, tile.ahead_lines = 0;
-    tile.clamped = false;
+    tile.clamped = tile.stream = false;
     tile.last = lanes;
     const int64_t strips = divide_up(tiles, s_.strip);
     for (int64_t s = 0; s < strips; ++s) {
