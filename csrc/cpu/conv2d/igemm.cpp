@@ -13,8 +13,8 @@
 // Narrow inputs (C <= 4) would give runs of 3 elements: a row-padded copy makes a filter row one run of S·C elements.
 // 16-bit types, and rows so far apart that a strip falls into one L1 set, are staged: the strip's rows are copied
 // (widened) into a private scratch.
-// Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written. 16->96@112
-// at batch 8, 38 MB, took 3.5 and then 2.1 ms (AVX2 3.6 and 2.5; Zen 4, 2026-11-22).
+// Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written.
+// 16->96@112 at batch 8, 38 MB, took 3.5 and then 2.1 ms (AVX2 3.6 and 2.5; Zen 4, 2026-11-22).
 //
 // Measured on one core (Zen 4, 2 cores, 2026-11-22, f32, batch 1, processor time on a shared machine, KCRS weights
 // packed in every call; GFLOP/s with AVX-512 / AVX2 / the better of torch's two layouts): 3x3 64@56 99/104/102, 3x3
