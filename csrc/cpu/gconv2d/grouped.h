@@ -57,7 +57,7 @@ struct Units {
 struct Staging {
   int64_t lanes, side, deep, depth, blocks, groups;  // as in Units
   int64_t channels, width, plane;                    // of the tensor: C, W, H·W
-  int64_t left, pitch;                               // columns of zeros in front, columns in all
+  int64_t left, pitch;                               // columns of zeros in front, columns in all; left >= 0
   bool planes;                                       // NCHW
 
   int64_t block() const { return pitch * lanes; }
@@ -67,17 +67,16 @@ struct Staging {
   template <class T>
   void fill(const T* source, int64_t n, int64_t row, int64_t begin, int64_t end, arithmetic<T>* to) const {
     using A = arithmetic<T>;
-    const int64_t shift = left < 0 ? -left : 0, front = std::max<int64_t>(left, 0);
-    const int64_t used = std::clamp<int64_t>(width - shift, 0, pitch - front);
+    const int64_t used = std::min(width, pitch - left);
     for (int64_t i = 0; i < (end - begin) * blocks; ++i) {
-      std::fill_n(to + i * block(), front * lanes, A(0));
-      std::fill(to + i * block() + (front + used) * lanes, to + (i + 1) * block(), A(0));
+      std::fill_n(to + i * block(), left * lanes, A(0));
+      std::fill(to + i * block() + (left + used) * lanes, to + (i + 1) * block(), A(0));
     }
-    to += front * lanes;
+    to += left * lanes;
     if (planes)
-      fill_planes(source + n * channels * plane + row * width + shift, used, begin, end, to);
+      fill_planes(source + n * channels * plane + row * width, used, begin, end, to);
     else
-      fill_pixels(source + (n * plane + row * width + shift) * channels, used, begin, end, to);
+      fill_pixels(source + (n * plane + row * width) * channels, used, begin, end, to);
   }
 
  private:

@@ -1,0 +1,484 @@
+// Grouped fprop and dgrad (grouped.h) by rows, both layouts.
+#include <type_traits>
+
+#include "grouped.h"
+#include "simd/fma_into.h"
+#include "simd/permute.h"
+
+namespace fastconv::FASTCONV_ISA::grouped {
+
+namespace {
+
+constexpr int tile_columns = 7, least_columns = 4;
+constexpr int pair_taps = 3;
+// The sums and taps of two rows, a source column, a permutation and one to spare.
+constexpr bool registers_hold_pair = vector_registers >= 2 * (tile_columns + pair_taps) + 3;
+constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
+constexpr int64_t tasks_a_thread = 4;        // at least, so that 7 rows share out evenly
+constexpr int64_t l1_set_bytes = 4096;       // addresses equal modulo this share a set of the first cache
+
+// Columns of the tiles that cut `count` columns evenly.
+int64_t columns_of_tile(int64_t count) {
+  const int64_t columns = divide_up(count, divide_up(count, int64_t{tile_columns}));
+  return columns == 1 ? 1 : std::max<int64_t>(columns, least_columns);
+}
+
+// One or two output rows of one slice and one residue of their columns.
+template <class A>
+struct Rows {
+  const A* const* source;  // [source row of any output row]: block 0 of the unit
+  int64_t source_rows;
+  struct {  // an output row reads source row i through tap row i - shift, in [begin, end)
+    int64_t shift, begin, end;
+    bool reads(int64_t i) const { return i - shift >= begin && i - shift < end; }
+  } taps[2];
+  const Phase& columns;
+  int64_t first, block;  // staged column of output 0 through tap 0; elements from block to block
+  int64_t depth, deep;
+  const int32_t* choice;
+  const A* w;                     // tap row 0, tap 0 of the phase
+  int64_t w_row, w_depth, w_tap;  // elements from tap row to tap row, from channel to channel, from tap to tap
+  A* out;                         // of output 0
+  int64_t out_step, out_row;      // elements from output to output, from output row to output row
+  int used;                       // lanes to store
+  const char* ahead;              // what the next rows read at source column 0, or null
+  int64_t ahead_rows, ahead_row, ahead_pixel;
+};
+
+// Adds what one source row gives to output rows [First, Last) of the tile.
+template <bool Alone, int S, int Stride, int Columns, int First, int Last, class A>
+[[gnu::always_inline]] inline void add_source_row(const Rows<A>& k, int64_t i, int64_t column, Vec<A>* sum) {
+  using V = Vec<A>;
+  constexpr int64_t lanes = V::lanes;
+  const A* x = k.source[i] + column * lanes;
+  const A* w[Last - First];
+  unroll<Last - First>([&](auto q)
+                           __attribute__((always_inline)) { w[q] = k.w + (i - k.taps[First + q].shift) * k.w_row; });
+  for (int64_t d = 0; d < k.depth; d += k.deep, x += k.block) {
+    const int64_t count = std::min(k.deep, k.depth - d);
+    const int32_t* choice = k.choice;
+    for (int64_t c = 0; c < count; ++c, choice += lanes) {
+      const auto source = [&](int64_t at) __attribute__((always_inline)) {
+        if constexpr (Alone)
+          return V::broadcast(x[at * lanes + c]);
+        else
+          return permute(load(x + at * lanes), Permutation<A>::load(choice));
+      };
+      if constexpr (S > 0) {  // taps side by side, their number and the stride known
+        V taps[(Last - First) * S];
+        unroll<Last - First>([&](auto q) __attribute__((always_inline)) {
+          unroll<S>([&](auto s) __attribute__((always_inline)) {
+            taps[q * S + s] = load(w[q] + s * k.w_tap);
+            hold(taps[q * S + s]);
+          });
+          w[q] += k.w_depth;
+        });
+        unroll<(Columns - 1) * Stride + S>([&](auto at) __attribute__((always_inline)) {
+          V v = source(at);
+          hold(v);
+          unroll<S>([&](auto s) __attribute__((always_inline)) {
+            constexpr int ahead = decltype(at)::value - decltype(s)::value, q = ahead / Stride;
+            if constexpr (ahead >= 0 && ahead % Stride == 0 && q < Columns)
+              unroll<Last - First>([&](auto row) __attribute__((always_inline)) {
+                fma_into(sum[(First + row) * Columns + q], v, taps[row * S + s]);
+              });
+          });
+        });
+      } else {
+        static_assert(First == 0 && Last == 1);
+        for (int64_t s = 0; s < k.columns.taps; ++s) {
+          const V tap = load(w[0] + s * k.w_tap);
+          unroll<Columns>([&](auto q) __attribute__((always_inline)) {
+            fma_into(sum[q], source(q * k.columns.in_step + s * k.columns.dilation), tap);
+          });
+        }
+        w[0] += k.w_depth;
+      }
+    }
+  }
+}
+
+template <bool Alone, int S, int Stride, int Height, int Columns, class A>
+void tile(const Rows<A>& k, int64_t j) {
+  using V = Vec<A>;
+  V sum[Height * Columns];
+  unroll<Height * Columns>([&](auto q) __attribute__((always_inline)) { sum[q] = V::zero(); });
+  const int64_t column = k.first + j * k.columns.in_step;
+  for (int64_t i = 0; i < k.source_rows; ++i) {
+    if constexpr (Height == 1) {
+      add_source_row<Alone, S, Stride, Columns, 0, 1>(k, i, column, sum);
+    } else {
+      const bool above = k.taps[0].reads(i), below = k.taps[1].reads(i);
+      if (above && below)
+        add_source_row<Alone, S, Stride, Columns, 0, 2>(k, i, column, sum);
+      else if (above)
+        add_source_row<Alone, S, Stride, Columns, 0, 1>(k, i, column, sum);
+      else if (below)
+        add_source_row<Alone, S, Stride, Columns, 1, 2>(k, i, column, sum);
+    }
+  }
+  A* out = k.out + j * k.out_step;
+  const int64_t left = k.columns.count - j;
+  if (left >= Columns && k.used == V::lanes) {
+    unroll<Height * Columns>([&](auto q) __attribute__((always_inline)) {
+      store(out + q / Columns * k.out_row + q % Columns * k.out_step, sum[q]);
+    });
+  } else {
+    unroll<Height * Columns>([&](auto q) __attribute__((always_inline)) {
+      if (q % Columns < left) store(out + q / Columns * k.out_row + q % Columns * k.out_step, sum[q], k.used);
+    });
+  }
+}
+
+template <bool Alone, int S, int Stride, int Height, int Columns, class A>
+void tiles_of_rows(const Rows<A>& k) {
+  for (int64_t j = 0; j < k.columns.count; j += Columns) {
+    if (k.ahead)
+      for (int64_t row = 0; row < k.ahead_rows; ++row)
+        for (int64_t i = 0; i < Columns * k.columns.in_step; ++i)
+          __builtin_prefetch(k.ahead + row * k.ahead_row + (j * k.columns.in_step + i) * k.ahead_pixel, for_reading,
+                             into_l2);
+    tile<Alone, S, Stride, Height, Columns>(k, j);
+  }
+}
+
+template <bool Alone, int S, int Stride, int Height, class A>
+void columns_of_rows(const Rows<A>& k) {
+  switch (columns_of_tile(k.columns.count)) {
+    case 1:
+      return tiles_of_rows<Alone, S, Stride, Height, 1>(k);
+    case 4:
+      return tiles_of_rows<Alone, S, Stride, Height, 4>(k);
+    case 5:
+      return tiles_of_rows<Alone, S, Stride, Height, 5>(k);
+    case 6:
+      return tiles_of_rows<Alone, S, Stride, Height, 6>(k);
+    default:
+      return tiles_of_rows<Alone, S, Stride, Height, tile_columns>(k);
+  }
+}
+
+// Float64 and the portable build have one tile, for any taps: they are to be right, and quick to compile.
+template <class A>
+constexpr bool has_tiles_of_taps = std::is_same_v<A, float> && this_isa != Isa::scalar;
+
+// Whether two rows share source rows whose taps stand side by side, and registers hold both.
+template <class A>
+bool pairs(const Phase& rows, const Phase& columns) {
+  return has_tiles_of_taps<A> && registers_hold_pair && rows.dilation == 1 && rows.step == 1 && rows.in_step == 1 &&
+         rows.taps > 1 && columns.dilation == 1 && columns.step == 1 && columns.in_step == 1 &&
+         columns.taps == pair_taps;
+}
+
+template <bool Alone, class A>
+void run_rows(const Rows<A>& k, int64_t height) {
+  const Phase& columns = k.columns;
+  if constexpr (has_tiles_of_taps<A>) {
+    if constexpr (registers_hold_pair)
+      if (height == 2) return columns_of_rows<Alone, pair_taps, 1, 2>(k);
+    if (columns.dilation == 1 || columns.taps == 1) {
+      // With stride 2, dgrad of 3 taps leaves 1 or 2 side by side.
+      if (columns.in_step == 1 && columns.taps == 1) return columns_of_rows<Alone, 1, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 2) return columns_of_rows<Alone, 2, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 3) return columns_of_rows<Alone, 3, 1, 1>(k);
+      if (columns.in_step == 1 && columns.taps == 5) return columns_of_rows<Alone, 5, 1, 1>(k);
+      if (columns.in_step == 2 && columns.taps == 3) return columns_of_rows<Alone, 3, 2, 1>(k);
+    }
+  }
+  columns_of_rows<Alone, 0, 0, 1>(k);
+}
+
+// Everything about a call that does not depend on the row.
+template <class A>
+struct Shape {
+  static constexpr int64_t lanes = Vec<A>::lanes;
+  Units units;
+  int64_t rows, width, source_rows, source_width, source_channels;
+  bool paired;
+  int64_t ring;  // source rows held, more than any output row or pair reads from
+  Staging staging;
+  int64_t chunk;  // units whose rows and weights stay in L2
+  int64_t task_units, pieces;
+
+  Shape(const Problem& p, int threads)
+      : units(p.groups, p.written_channels() / p.groups, (p.pass == Pass::dgrad ? p.k : p.c) / p.groups, lanes) {
+    const bool dgrad = p.pass == Pass::dgrad;
+    rows = dgrad ? p.h.in : p.h.out, width = dgrad ? p.w.in : p.w.out;
+    source_rows = dgrad ? p.h.out : p.h.in, source_width = dgrad ? p.w.out : p.w.in;
+    source_channels = dgrad ? p.k : p.c;
+    paired = phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 &&
+             pairs<A>(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
+    const int64_t reach = dgrad ? (p.h.reach() - 1) / p.h.stride + 2 : p.h.reach();
+    ring = std::min(source_rows, reach + paired);
+    int64_t left = 0, end = 1;
+    for (int64_t residue = 0; residue < phases(p.w, p.pass); ++residue) {
+      const Phase w = phase_of(p.w, p.pass, residue);
+      if (w.taps == 0 || w.count == 0) continue;
+      left = std::max(left, -w.offset);
+      end = std::max(end, w.source(round_up(w.count, columns_of_tile(w.count)) - 1) + (w.taps - 1) * w.dilation + 1);
+    }
+    const int64_t pixel = lanes * static_cast<int64_t>(sizeof(A));
+    int64_t pitch = end + left;
+    if (pitch * pixel % l1_set_bytes == 0) ++pitch;
+    staging = {lanes,
+               units.side,
+               units.deep,
+               units.depth,
+               units.blocks,
+               units.groups,
+               source_channels,
+               source_width,
+               source_rows * source_width,
+               left,
+               pitch,
+               p.layout == Layout::nchw};
+    const int64_t bytes_a_unit = (ring * staging.unit() + units.weights(p.taps())) * static_cast<int64_t>(sizeof(A));
+    chunk = std::clamp<int64_t>(machine().l2 / 2 / bytes_a_unit, 1, units.count);
+    chunk = divide_up(units.count, divide_up(units.count, chunk));
+    // Tasks are rows, or pieces of rows where there are few; neighbours in memory stay neighbours in a thread.
+    const int64_t wanted = std::min(divide_up(tasks_a_thread * threads, p.n * rows), units.count);
+    task_units = divide_up(units.count, wanted);
+    pieces = divide_up(units.count, task_units);
+  }
+  int64_t row_of_ring() const { return chunk * staging.unit(); }
+};
+
+// The workspace: what all threads read, then each thread's own.
+template <class A>
+struct Work {
+  A* packed;
+  int32_t* choice;
+  char* threads;
+  int64_t thread_bytes;
+
+  // One thread's share.
+  struct Own {
+    A* ring;
+    A* line;    // the sums of one or two rows of a slice on their way through the Tail: [row][column][lane]
+    A* turned;  // [lane][column]
+    const A** source;
+    int64_t* held;  // the source row each place of the ring holds
+  };
+
+  static constexpr int64_t alignment = 64;
+  template <class U>
+  static U* take(char*& at, int64_t count) {
+    char* piece = at;
+    at += round_up(count * static_cast<int64_t>(sizeof(U)), alignment);
+    return reinterpret_cast<U*>(piece);
+  }
+  static Own own(char*& at, const Shape<A>& s) {
+    return {take<A>(at, s.ring * s.row_of_ring()), take<A>(at, 2 * s.width * s.lanes), take<A>(at, s.width * s.lanes),
+            take<const A*>(at, s.ring), take<int64_t>(at, s.ring)};
+  }
+  Work(char*& at, const Problem& p, const Shape<A>& s)
+      : packed(take<A>(at, s.units.count * s.units.weights(p.taps()))),
+        choice(take<int32_t>(at, s.units.deep * s.lanes)) {
+    threads = at;
+    own(at, s);
+    thread_bytes = at - threads;
+    at = threads;
+  }
+};
+
+template <class T>
+class Gather {
+  using A = arithmetic<T>;
+  static constexpr int64_t lanes = Vec<A>::lanes;
+  using Own = typename Work<A>::Own;
+
+ public:
+  Gather(const Problem& p, const Args& args, const Parallel& parallel)
+      : p_(p),
+        args_(args),
+        parallel_(parallel),
+        shape_(p, parallel.threads()),
+        at_(static_cast<char*>(args.workspace)),
+        work_(at_, p, shape_),
+        tail_(p, args),
+        source_(static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x)) {
+    write_choices(shape_.units, work_.choice);
+    direct_ = std::is_same_v<T, A> && p.layout == Layout::nhwc && !tail_.bias && !tail_.residual &&
+              tail_.activation == Activation::none;
+    const int64_t bytes = p.n * shape_.source_channels * staging().plane * static_cast<int64_t>(sizeof(T));
+    far_ = p.layout == Layout::nhwc && bytes > machine().l2;
+  }
+
+  void run() const {
+    const Units& units = shape_.units;
+    parallel_(units.count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t unit = begin; unit < end; ++unit) pack(unit);
+    });
+    const int64_t pieces = shape_.pieces;
+    parallel_(p_.n * shape_.rows * pieces, [&](int64_t begin, int64_t end, int thread) {
+      char* at = work_.threads + thread * work_.thread_bytes;
+      const Own own = Work<A>::own(at, shape_);
+      for (int64_t i = begin; i < end;) {
+        const int64_t n = i / pieces / shape_.rows, row = i / pieces % shape_.rows, first = i % pieces;
+        const bool whole = first == 0 && i + pieces <= end;
+        const int64_t count = whole ? std::min((end - i) / pieces, shape_.rows - row) : 1;
+        const int64_t last = whole ? pieces : std::min(pieces, first + end - i);
+        const int64_t stop = std::min(last * shape_.task_units, units.count);
+        for (int64_t unit = first * shape_.task_units; unit < stop; unit += shape_.chunk)
+          run_units(own, n, row, row + count, unit, std::min(unit + shape_.chunk, stop));
+        i += whole ? count * pieces : last - first;
+      }
+    });
+  }
+
+ private:
+  const Staging& staging() const { return shape_.staging; }
+
+  // The filter of a unit as [slice][R][depth][S][lane].
+  void pack(int64_t unit) const {
+    const Units& u = shape_.units;
+    const bool dgrad = p_.pass == Pass::dgrad;
+    const int64_t* step = args_.w_stride;
+    const int64_t lane_step = dgrad ? step[1] : step[0], depth_step = dgrad ? step[0] : step[1];
+    const int64_t group_step = p_.filters_per_group() * step[0];
+    A* to = work_.packed + unit * u.weights(p_.taps());
+    for (int64_t slice = 0; slice < u.slices; ++slice)
+      for (int64_t r = 0; r < p_.h.window; ++r)
+        for (int64_t d = 0; d < u.depth; ++d, to += p_.w.window * lanes)
+          for (int64_t i = 0; i < lanes; ++i) {
+            const int64_t group = unit * u.side + (u.alone() ? 0 : i / u.written);
+            const int64_t channel = u.alone() ? slice * lanes + i : i % u.written;
+            const bool exists = i < u.used(unit, slice);
+            const T* from = static_cast<const T*>(args_.w) + r * step[2] + d * depth_step + channel * lane_step +
+                            group * group_step;
+            for (int64_t s = 0; s < p_.w.window; ++s) to[s * lanes + i] = exists ? widen(from[s * step[3]]) : A(0);
+          }
+  }
+
+  // Output rows [begin, end) of image n, units [first, last).
+  void run_units(const Own& own, int64_t n, int64_t begin, int64_t end, int64_t first, int64_t last) const {
+    std::fill_n(own.held, shape_.ring, int64_t{-1});
+    for (int64_t row = begin; row < end;) {
+      const Phase h = phase_of(p_.h, p_.pass, row % phases(p_.h, p_.pass));
+      const int64_t j = row / h.step, height = shape_.paired && row + 1 < end ? 2 : 1;
+      const auto [tap_begin, tap_end] = h.clip(j);
+      const auto [next_begin, next_end] = height == 2 ? h.clip(j + 1) : std::pair<int64_t, int64_t>{0, 0};
+      const int64_t shift = -tap_begin;  // the first source row is read through the first valid tap row
+      const int64_t next_shift = shift + h.in_step;
+      const int64_t count = std::max(tap_end + shift, height == 2 ? next_end + next_shift : 0);
+      const int64_t source = h.source(j) + tap_begin * h.dilation;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t y = source + i * h.dilation;
+        A* place = own.ring + y % shape_.ring * shape_.row_of_ring();
+        own.source[i] = place;
+        if (own.held[y % shape_.ring] == y) continue;
+        own.held[y % shape_.ring] = y;
+        staging().fill(source_, n, y, first, last, place);
+      }
+      Step step{n, row, height, count, first, source + count * h.dilation, &h, {}};
+      step.taps[0] = {shift, tap_begin, tap_end}, step.taps[1] = {next_shift, next_begin, next_end};
+      for (int64_t unit = first; unit < last; ++unit)
+        for (int64_t slice = 0; slice < shape_.units.slices; ++slice) run_slice(own, step, unit, slice);
+      row += height;
+    }
+  }
+
+  struct Step {  // one or two output rows
+    int64_t n, row, height, source_rows, first_unit, next_source;
+    const Phase* h;
+    decltype(Rows<A>::taps) taps;
+  };
+
+  void run_slice(const Own& own, const Step& step, int64_t unit, int64_t slice) const {
+    const Units& u = shape_.units;
+    const int64_t channel = u.first(unit, slice), tap_row = u.depth * p_.w.window * lanes;
+    const int used = u.used(unit, slice);
+    const A* packed = work_.packed + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
+    for (int64_t residue = 0; residue < phases(p_.w, p_.pass); ++residue) {
+      const Phase w = phase_of(p_.w, p_.pass, residue);
+      if (w.count == 0) continue;
+      Rows<A> k{own.source,
+                w.taps ? step.source_rows : 0,
+                {step.taps[0], step.taps[1]},
+                w,
+                staging().left + w.offset,
+                staging().block(),
+                u.depth,
+                u.deep,
+                work_.choice,
+                packed + step.h->tap * tap_row + w.tap * lanes,
+                step.h->tap_step * tap_row,
+                p_.w.window * lanes,
+                w.tap_step * lanes,
+                own.line + w.first * lanes,
+                w.step * lanes,
+                shape_.width * lanes,
+                static_cast<int>(lanes),
+                nullptr,
+                0,
+                0,
+                0};
+      if constexpr (std::is_same_v<T, A>)
+        if (direct_) {
+          k.out = tail_.out + tail_.out_at(step.n, channel, step.row * shape_.width + w.first);
+          k.out_step = w.step * tail_.out_channels, k.out_row = shape_.width * tail_.out_channels;
+          k.used = used;
+        }
+      if (far_) {
+        const int64_t row = staging().width * shape_.source_channels;
+        k.ahead = reinterpret_cast<const char*>(source_ + step.n * staging().plane * shape_.source_channels +
+                                                step.next_source * row + unit * u.side * u.depth +
+                                                std::min(slice * lanes, u.depth - 1));
+        k.ahead_rows = step.height * step.h->in_step;
+        k.ahead_row = row * static_cast<int64_t>(sizeof(T));
+        k.ahead_pixel = shape_.source_channels * static_cast<int64_t>(sizeof(T));
+      }
+      const int64_t offset = (unit - step.first_unit) * staging().unit();
+      k.first += offset / lanes;
+      u.alone() ? grouped::run_rows<true>(k, step.height) : grouped::run_rows<false>(k, step.height);
+    }
+    if (!direct_)
+      for (int64_t row = 0; row < step.height; ++row)
+        put_row(own, step.n, step.row + row, channel, used, own.line + row * shape_.width * lanes);
+  }
+
+  void put_row(const Own& own, int64_t n, int64_t row, int64_t channel, int used, const A* line) const {
+    const int64_t width = shape_.width, pixel = row * width;
+    if (p_.layout == Layout::nhwc) {
+      for (int64_t i = 0; i < width; ++i) tail_.put_channels(n, channel, pixel + i, load(line + i * lanes), used);
+      return;
+    }
+    transpose(line, lanes, width, int64_t{used}, own.turned, width);
+    for (int64_t c = 0; c < used; ++c)
+      for (int64_t i = 0; i < width; i += lanes) {
+        const int count = static_cast<int>(std::min(lanes, width - i));
+        tail_.put_pixels(n, channel + c, pixel + i, load(own.turned + c * width + i, count), count);
+      }
+  }
+
+  const Problem& p_;
+  const Args& args_;
+  const Parallel& parallel_;
+  const Shape<A> shape_;
+  char* at_;
+  const Work<A> work_;
+  const Tail<T> tail_;
+  const T* source_;
+  bool direct_;  // sums are stored as they are
+  bool far_;     // the source comes from beyond L2: fetch the next rows ahead
+};
+
+}  // namespace
+
+int64_t gather_workspace(const Problem& p, int threads) {
+  int64_t bytes = 0;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    const Shape<A> shape(p, threads);
+    char* at = nullptr;
+    const Work<A> work(at, p, shape);
+    bytes = (at - static_cast<char*>(nullptr)) + threads * work.thread_bytes;
+  });
+  return bytes;
+}
+
+void gather(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) { Gather<std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
+}
+
+}  // namespace fastconv::FASTCONV_ISA::grouped
