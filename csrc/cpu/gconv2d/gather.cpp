@@ -9,18 +9,27 @@ namespace fastconv::FASTCONV_ISA::grouped {
 
 namespace {
 
-constexpr int tile_columns = 7, least_columns = 4;
 constexpr int pair_taps = 3;
 // The sums and taps of two rows, a source column, a permutation and one to spare.
-constexpr bool registers_hold_pair = vector_registers >= 2 * (tile_columns + pair_taps) + 3;
+constexpr int pair_columns = 7;
+constexpr bool registers_hold_pair = vector_registers >= 2 * (pair_columns + pair_taps) + 3;
+// A tile has 1 column, or from 4 to as many as leave registers for 3 taps, a source column and a permutation: 10 with
+// AVX2. There fewer than 8 sums wait for each other (2 FMAs a cycle, 4 cycles each).
+constexpr int least_columns = 4, most_columns = registers_hold_pair ? pair_columns : 10;
+constexpr int64_t busy_columns = registers_hold_pair ? 1 : 8;
 constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
 constexpr int64_t tasks_a_thread = 4;        // at least, so that 7 rows share out evenly
 constexpr int64_t l1_set_bytes = 4096;       // addresses equal modulo this share a set of the first cache
 
-// Columns of the tiles that cut `count` columns evenly.
+// Columns of the tiles that cut `count` columns in the least time.
 int64_t columns_of_tile(int64_t count) {
-  const int64_t columns = divide_up(count, divide_up(count, int64_t{tile_columns}));
-  return columns == 1 ? 1 : std::max<int64_t>(columns, least_columns);
+  if (count == 1) return 1;
+  int64_t best = most_columns, least = 0;
+  for (int64_t columns = most_columns; columns >= least_columns; --columns) {
+    const int64_t time = divide_up(count, columns) * std::max(columns, busy_columns);
+    if (least == 0 || time < least) best = columns, least = time;
+  }
+  return best;
 }
 
 // One or two output rows of one slice and one residue of their columns.
@@ -33,6 +42,7 @@ struct Rows {
     bool reads(int64_t i) const { return i - shift >= begin && i - shift < end; }
   } taps[2];
   const Phase& columns;
+  int64_t tile;          // columns of one
   int64_t first, block;  // staged column of output 0 through tap 0; elements from block to block
   int64_t depth, deep;
   const int32_t* choice;
@@ -144,18 +154,10 @@ void tiles_of_rows(const Rows<A>& k) {
 
 template <bool Alone, int S, int Stride, int Height, class A>
 void columns_of_rows(const Rows<A>& k) {
-  switch (columns_of_tile(k.columns.count)) {
-    case 1:
-      return tiles_of_rows<Alone, S, Stride, Height, 1>(k);
-    case 4:
-      return tiles_of_rows<Alone, S, Stride, Height, 4>(k);
-    case 5:
-      return tiles_of_rows<Alone, S, Stride, Height, 5>(k);
-    case 6:
-      return tiles_of_rows<Alone, S, Stride, Height, 6>(k);
-    default:
-      return tiles_of_rows<Alone, S, Stride, Height, tile_columns>(k);
-  }
+  if (k.tile == 1) return tiles_of_rows<Alone, S, Stride, Height, 1>(k);
+  unroll<most_columns - least_columns + 1>([&](auto i) {
+    if (k.tile == least_columns + i) tiles_of_rows<Alone, S, Stride, Height, least_columns + i>(k);
+  });
 }
 
 // Float64 and the portable build have one tile, for any taps: they are to be right, and quick to compile.
@@ -248,6 +250,11 @@ template <class A>
 struct Work {
   A* packed;
   int32_t* choice;
+  struct Columns {
+    Phase phase;
+    int64_t tile;
+  };
+  Columns* columns;  // of every residue
   char* threads;
   int64_t thread_bytes;
 
@@ -273,7 +280,8 @@ struct Work {
   }
   Work(char*& at, const Problem& p, const Shape<A>& s)
       : packed(take<A>(at, s.units.count * s.units.weights(p.taps()))),
-        choice(take<int32_t>(at, s.units.deep * s.lanes)) {
+        choice(take<int32_t>(at, s.units.deep * s.lanes)),
+        columns(take<Columns>(at, phases(p.w, p.pass))) {
     threads = at;
     own(at, s);
     thread_bytes = at - threads;
@@ -298,6 +306,9 @@ class Gather {
         tail_(p, args),
         source_(static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x)) {
     write_choices(shape_.units, work_.choice);
+    for (int64_t residue = 0; residue < phases(p.w, p.pass); ++residue)
+      work_.columns[residue].phase = phase_of(p.w, p.pass, residue),
+      work_.columns[residue].tile = columns_of_tile(work_.columns[residue].phase.count);
     direct_ = std::is_same_v<T, A> && p.layout == Layout::nhwc && !tail_.bias && !tail_.residual &&
               tail_.activation == Activation::none;
     const int64_t bytes = p.n * shape_.source_channels * staging().plane * static_cast<int64_t>(sizeof(T));
@@ -390,12 +401,13 @@ class Gather {
     const int used = u.used(unit, slice);
     const A* packed = work_.packed + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
     for (int64_t residue = 0; residue < phases(p_.w, p_.pass); ++residue) {
-      const Phase w = phase_of(p_.w, p_.pass, residue);
+      const auto& [w, tile] = work_.columns[residue];
       if (w.count == 0) continue;
       Rows<A> k{own.source,
                 w.taps ? step.source_rows : 0,
                 {step.taps[0], step.taps[1]},
                 w,
+                tile,
                 staging().left + w.offset,
                 staging().block(),
                 u.depth,

@@ -52,6 +52,8 @@ struct Units {
   int64_t weights(int64_t taps) const { return slices * taps * depth * lanes; }  // of a unit
 };
 
+inline constexpr int64_t copied_columns = 7;
+
 // Rows of a source as [block][column][lane], columns padded. One side of the source is written at a time: a block of
 // `side` pieces of `deep` channels.
 struct Staging {
@@ -92,16 +94,23 @@ struct Staging {
         }
       return;
     }
-    // A block may be filled past its own channels: what lies there is not chosen by any lane.
+    // A block may be filled past its own channels: what lies there is not chosen by any lane. Whole registers go
+    // several columns at a time, so that what a block costs is spread.
     const int64_t step = side == 1 ? lanes : side * depth;
-    for (int64_t i = 0; i < used; ++i, source += channels, to += lanes)
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t channel = unit * side * depth;
-        arithmetic<T>* at = to + (unit - begin) * this->unit();
-        for (int64_t b = 0; b < blocks; ++b)
-          store(at + b * block(),
-                load(source + channel + b * step, static_cast<int>(std::min(lanes, channels - channel - b * step))));
-      }
+    for (int64_t i = 0; i < used; i += copied_columns, source += copied_columns * channels) {
+      const int64_t columns = std::min(copied_columns, used - i);
+      for (int64_t unit = begin; unit < end; ++unit)
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t channel = unit * side * depth + b * step;
+          const T* from = source + channel;
+          arithmetic<T>* at = to + (unit - begin) * this->unit() + b * block() + i * lanes;
+          if (columns == copied_columns && channel + lanes <= channels)
+            unroll<copied_columns>([&](auto q) { store(at + q * lanes, load(from + q * channels)); });
+          else
+            for (int64_t q = 0; q < columns; ++q)
+              store(at + q * lanes, load(from + q * channels, static_cast<int>(std::min(lanes, channels - channel))));
+        }
+    }
   }
 
   template <class T>
