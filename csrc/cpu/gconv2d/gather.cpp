@@ -267,13 +267,6 @@ struct Work {
     int64_t* held;  // the source row each place of the ring holds
   };
 
-  static constexpr int64_t alignment = 64;
-  template <class U>
-  static U* take(char*& at, int64_t count) {
-    char* piece = at;
-    at += round_up(count * static_cast<int64_t>(sizeof(U)), alignment);
-    return reinterpret_cast<U*>(piece);
-  }
   static Own own(char*& at, const Shape<A>& s) {
     return {take<A>(at, s.ring * s.row_of_ring()), take<A>(at, 2 * s.width * s.lanes), take<A>(at, s.width * s.lanes),
             take<const A*>(at, s.ring), take<int64_t>(at, s.ring)};

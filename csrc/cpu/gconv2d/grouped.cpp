@@ -15,5 +15,6 @@ std::string refuses(const Problem& p) {
 
 extern const KernelBody gconv2d_fprop_grouped{refuses, grouped::gather_workspace, grouped::gather};
 extern const KernelBody gconv2d_dgrad_grouped{refuses, grouped::gather_workspace, grouped::gather};
+extern const KernelBody gconv2d_wgrad_grouped{refuses, grouped::wgrad_workspace, grouped::wgrad};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -131,6 +131,15 @@ struct Staging {
   }
 };
 
+// The next `count` elements of the workspace; from a null pointer it only counts.
+template <class U>
+U* take(char*& at, int64_t count) {
+  constexpr int64_t alignment = 64;
+  char* piece = at;
+  at += round_up(count * static_cast<int64_t>(sizeof(U)), alignment);
+  return reinterpret_cast<U*>(piece);
+}
+
 // Which lane of a block holds channel c of lane i's group: [deep][lanes].
 inline void write_choices(const Units& u, int32_t* choice) {
   for (int64_t c = 0; c < u.deep; ++c)

@@ -1,0 +1,329 @@
+// Grouped wgrad (grouped.h), both layouts.
+#include <type_traits>
+
+#include "grouped.h"
+#include "simd/fma_into.h"
+#include "simd/permute.h"
+
+namespace fastconv::FASTCONV_ISA::grouped {
+
+namespace {
+
+constexpr int most_channels = 4;            // of a pass: with 3 taps 12 sums
+constexpr int64_t wanted_tasks = 32;        // of a problem, whatever the thread count
+constexpr int64_t piece_channels = 128;     // of a task, where there are enough: shorter runs of memory are slower
+constexpr int64_t pixels_of_a_chunk = 512;  // at least: below, adding partial sums would show
+constexpr int64_t columns_of_a_pass = 56;   // at least, over several rows: the sums are loaded and stored once a pass
+
+// The sums of a few channels of one slice and one tap row, over some rows.
+template <class A>
+struct Sums {
+  const A* const* x;   // [row]: staged column of output 0 through tap 0
+  const A* const* dy;  // [row]
+  int64_t rows;
+  int64_t x_offset, dy_offset;  // of the unit's block and of the slice
+  const Phase& columns;
+  const int32_t* choice;  // of the first channel
+  A* sums;                // [channel][S][lane]
+};
+
+template <bool Alone, int S, int Stride, int Channels, class A>
+void sum_pass(const Sums<A>& k) {
+  using V = Vec<A>;
+  constexpr int64_t lanes = V::lanes;
+  const auto source = [&](const A* x, auto c) __attribute__((always_inline)) {
+    if constexpr (Alone)
+      return V::broadcast(x[c]);
+    else
+      return permute(load(x), Permutation<A>::load(k.choice + c * lanes));
+  };
+  if constexpr (S > 0) {  // taps side by side, their number and the stride known
+    // x column m·Stride + t meets, through tap t + h·Stride, the gradient h outputs before m; first and last columns
+    // meet fewer.
+    constexpr int before = (S - 1) / Stride;
+    V sum[Channels * S], dy[before + 1];
+    unroll<Channels * S>([&](auto i) __attribute__((always_inline)) { sum[i] = load(k.sums + i * lanes); });
+    for (int64_t row = 0; row < k.rows; ++row) {
+      const A* x = k.x[row] + k.x_offset;
+      const A* gradient = k.dy[row] + k.dy_offset;
+      const auto next = [&](bool exists) __attribute__((always_inline)) {
+        unroll<before>([&](auto h) __attribute__((always_inline)) { dy[before - h] = dy[before - h - 1]; });
+        if (exists) dy[0] = load(gradient), gradient += lanes;
+      };
+      const auto step = [&](auto first, auto last) __attribute__((always_inline)) {
+        unroll<Stride>([&](auto t) __attribute__((always_inline)) {
+          if constexpr (t + first * Stride < S)
+            unroll<Channels>([&](auto c) __attribute__((always_inline)) {
+              V v = source(x + t * lanes, c);
+              hold(v);
+              unroll<last - first + 1>([&](auto i) __attribute__((always_inline)) {
+                constexpr int h = first + i, s = t + h * Stride;
+                if constexpr (s < S) fma_into(sum[c * S + s], v, dy[h]);
+              });
+            });
+        });
+        x += Stride * lanes;
+      };
+      constexpr std::integral_constant<int, 0> zero{};
+      constexpr std::integral_constant<int, before> all{};
+      unroll<before>([&](auto m) __attribute__((always_inline)) { next(true), step(zero, m); });
+      for (int64_t m = before; m < k.columns.count; ++m) next(true), step(zero, all);
+      unroll<before>(
+          [&](auto e) __attribute__((always_inline)) { next(false), step(std::integral_constant<int, e + 1>{}, all); });
+    }
+    unroll<Channels * S>([&](auto i) __attribute__((always_inline)) { store(k.sums + i * lanes, sum[i]); });
+  } else {
+    for (int64_t s = 0; s < k.columns.taps; ++s) {
+      A* sums = k.sums + s * lanes;
+      const int64_t pitch = k.columns.taps * lanes;
+      V sum[Channels];
+      unroll<Channels>([&](auto c) __attribute__((always_inline)) { sum[c] = load(sums + c * pitch); });
+      for (int64_t row = 0; row < k.rows; ++row) {
+        const A* x = k.x[row] + k.x_offset + s * k.columns.dilation * lanes;
+        const A* gradient = k.dy[row] + k.dy_offset;
+        for (int64_t j = 0; j < k.columns.count; ++j, x += k.columns.in_step * lanes, gradient += lanes) {
+          const V dy = load(gradient);
+          unroll<Channels>([&](auto c) __attribute__((always_inline)) { fma_into(sum[c], source(x, c), dy); });
+        }
+      }
+      unroll<Channels>([&](auto c) __attribute__((always_inline)) { store(sums + c * pitch, sum[c]); });
+    }
+  }
+}
+
+template <bool Alone, int S, int Stride, class A>
+void sum_channels(Sums<A> k, int64_t channels) {
+  constexpr int64_t lanes = Vec<A>::lanes;
+  const auto some = [&](auto count) {
+    for (; channels >= count; channels -= count) {
+      sum_pass<Alone, S, Stride, count>(k);
+      k.choice += count * lanes, k.sums += count * k.columns.taps * lanes;
+      if constexpr (Alone) k.x_offset += count;
+    }
+  };
+  some(std::integral_constant<int, most_channels>{});
+  some(std::integral_constant<int, 1>{});
+}
+
+template <bool Alone, class A>
+void sum_rows(const Sums<A>& k, int64_t channels) {
+  // Float64 and the portable build have one pass, for any taps: they are to be right, and quick to compile.
+  if constexpr (std::is_same_v<A, float> && this_isa != Isa::scalar) {
+    const Phase& columns = k.columns;
+    if (columns.dilation == 1 && columns.taps == 3 && columns.count >= 2) {
+      if (columns.in_step == 1) return sum_channels<Alone, 3, 1>(k, channels);
+      if (columns.in_step == 2) return sum_channels<Alone, 3, 2>(k, channels);
+    }
+  }
+  sum_channels<Alone, 0, 0>(k, channels);
+}
+
+template <class A>
+struct Shape {
+  static constexpr int64_t lanes = Vec<A>::lanes;
+  Units units;
+  Phase h, w;
+  int64_t batch;  // output rows summed at a time
+  int64_t ring;   // x rows held
+  Staging x, dy;
+  int64_t piece, pieces;  // units of a task
+  int64_t rows_a_chunk, chunks;
+  int64_t unit_sums;
+
+  explicit Shape(const Problem& p)
+      : units(p.groups, p.filters_per_group(), p.channels_per_group(), lanes),
+        h(phase_of(p.h, Pass::fprop, 0)),
+        w(phase_of(p.w, Pass::fprop, 0)) {
+    batch = std::min(p.h.out, divide_up(columns_of_a_pass, p.w.out));
+    ring = std::min(p.h.in, p.h.reach() + (batch - 1) * p.h.stride);
+    const int64_t left = std::max<int64_t>(0, p.w.pad_lo);
+    const int64_t pitch = left + std::max<int64_t>(0, w.source(p.w.out - 1) + p.w.reach());
+    x = {lanes, units.side, units.deep,    units.depth, units.blocks, p.groups,
+         p.c,   p.w.in,     p.in_pixels(), left,        pitch,        p.layout == Layout::nchw};
+    const int64_t deep = units.alone() ? std::min(lanes, units.written) : units.written;
+    dy = {lanes,          units.side, deep,    units.written,           units.slices, p.groups, p.k, p.w.out,
+          p.out_pixels(), 0,          p.w.out, p.layout == Layout::nchw};
+    unit_sums = units.weights(p.taps());
+
+    const int64_t channels = units.side * std::max(units.written, units.depth);
+    const int64_t bytes_a_unit = (ring * x.unit() + batch * dy.unit()) * static_cast<int64_t>(sizeof(A));
+    const int64_t most = std::clamp<int64_t>(machine_free_l2 / bytes_a_unit, 1, units.count);
+    pieces = divide_up(units.count, std::min(most, std::max<int64_t>(1, piece_channels / channels)));
+    const int64_t rows = p.n * p.h.out;
+    chunks = std::clamp<int64_t>(divide_up(wanted_tasks, pieces), 1,
+                                 std::clamp<int64_t>(rows * p.w.out / pixels_of_a_chunk, 1, rows));
+    pieces = std::min(units.count, std::max(pieces, divide_up(wanted_tasks, chunks)));
+    piece = divide_up(units.count, pieces);
+    pieces = divide_up(units.count, piece);
+    rows_a_chunk = divide_up(rows, chunks);
+    chunks = divide_up(rows, rows_a_chunk);
+  }
+  static constexpr int64_t machine_free_l2 = 256 << 10;  // fixed, so that the bits do not depend on the machine
+};
+
+// The workspace: partial sums [chunk][unit], then each thread's own.
+template <class A>
+struct Work {
+  A* sums;
+  int32_t* choice;
+  char* threads;
+  int64_t thread_bytes;
+
+  struct Own {
+    A* x;   // [ring][unit of the piece]
+    A* dy;  // [batch][unit of the piece]
+    const A** x_rows;
+    const A** dy_rows;
+    int64_t* held;  // the source row each place of the ring holds
+  };
+
+  static Own own(char*& at, const Shape<A>& s) {
+    return {take<A>(at, s.ring * s.piece * s.x.unit()), take<A>(at, s.batch * s.piece * s.dy.unit()),
+            take<const A*>(at, s.batch), take<const A*>(at, s.batch), take<int64_t>(at, s.ring)};
+  }
+  Work(char*& at, const Shape<A>& s)
+      : sums(take<A>(at, s.chunks * s.units.count * s.unit_sums)), choice(take<int32_t>(at, s.units.deep * s.lanes)) {
+    threads = at;
+    own(at, s);
+    thread_bytes = at - threads;
+    at = threads;
+  }
+};
+
+template <class T>
+class Wgrad {
+  using A = arithmetic<T>;
+  static constexpr int64_t lanes = Vec<A>::lanes;
+  using Own = typename Work<A>::Own;
+
+ public:
+  Wgrad(const Problem& p, const Args& args)
+      : p_(p), args_(args), shape_(p), at_(static_cast<char*>(args.workspace)), work_(at_, shape_) {
+    write_choices(shape_.units, work_.choice);
+  }
+
+  void run(const Parallel& parallel) const {
+    parallel(shape_.pieces * shape_.chunks, [&](int64_t begin, int64_t end, int thread) {
+      char* at = work_.threads + thread * work_.thread_bytes;
+      const Own own = Work<A>::own(at, shape_);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t chunk = task / shape_.pieces, first = task % shape_.pieces * shape_.piece;
+        const int64_t last = std::min(first + shape_.piece, shape_.units.count);
+        std::fill_n(sums(chunk, first), (last - first) * shape_.unit_sums, A(0));
+        sum_chunk(own, chunk, first, last);
+      }
+    });
+    parallel(shape_.units.count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t unit = begin; unit < end; ++unit) finish(unit);
+    });
+  }
+
+ private:
+  A* sums(int64_t chunk, int64_t unit) const {
+    return work_.sums + (chunk * shape_.units.count + unit) * shape_.unit_sums;
+  }
+
+  // A chunk's output rows, units [first, last).
+  void sum_chunk(const Own& own, int64_t chunk, int64_t first, int64_t last) const {
+    const int64_t begin = chunk * shape_.rows_a_chunk;
+    const int64_t end = std::min(begin + shape_.rows_a_chunk, p_.n * p_.h.out);
+    for (int64_t row = begin; row < end;) {
+      const int64_t n = row / p_.h.out, j = row % p_.h.out;
+      const int64_t count = std::min({shape_.batch, end - row, p_.h.out - j});
+      if (row == begin || j == 0) std::fill_n(own.held, shape_.ring, int64_t{-1});
+      stage(own, n, j, count, first, last);
+      for (int64_t unit = first; unit < last; ++unit)
+        for (int64_t r = 0; r < p_.h.window; ++r) sum_tap_row(own, chunk, j, count, unit, first, r);
+      row += count;
+    }
+  }
+
+  const A* place(const Own& own, int64_t y) const { return own.x + y % shape_.ring * shape_.piece * shape_.x.unit(); }
+
+  void stage(const Own& own, int64_t n, int64_t j, int64_t count, int64_t first, int64_t last) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const auto [tap_begin, tap_end] = shape_.h.clip(j + i);
+      for (int64_t r = tap_begin; r < tap_end; ++r) {
+        const int64_t y = shape_.h.source(j + i) + r * shape_.h.dilation;
+        int64_t& held = own.held[y % shape_.ring];
+        if (held == y) continue;
+        held = y;
+        shape_.x.fill(static_cast<const T*>(args_.x), n, y, first, last, const_cast<A*>(place(own, y)));
+      }
+      shape_.dy.fill(static_cast<const T*>(args_.y), n, j + i, first, last,
+                     own.dy + i * shape_.piece * shape_.dy.unit());
+    }
+  }
+
+  // What output rows [j, j + count) give to the sums of tap row r.
+  void sum_tap_row(const Own& own, int64_t chunk, int64_t j, int64_t count, int64_t unit, int64_t first,
+                   int64_t r) const {
+    const Units& u = shape_.units;
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t y = shape_.h.source(j + i) + r * shape_.h.dilation;
+      if (y < 0 || y >= p_.h.in) continue;
+      own.x_rows[rows] = place(own, y) + (shape_.x.left + shape_.w.offset) * lanes;
+      own.dy_rows[rows++] = own.dy + i * shape_.piece * shape_.dy.unit();
+    }
+    for (int64_t slice = 0; slice < u.slices; ++slice)
+      for (int64_t b = 0; b < u.blocks; ++b) {
+        A* to = sums(chunk, unit) + ((slice * p_.h.window + r) * u.depth + b * u.deep) * p_.w.window * lanes;
+        const Sums<A> k{own.x_rows,
+                        own.dy_rows,
+                        rows,
+                        (unit - first) * shape_.x.unit() + b * shape_.x.block(),
+                        (unit - first) * shape_.dy.unit() + slice * shape_.dy.block(),
+                        shape_.w,
+                        work_.choice,
+                        to};
+        const int64_t channels = std::min(u.deep, u.depth - b * u.deep);
+        u.alone() ? sum_rows<true>(k, channels) : sum_rows<false>(k, channels);
+      }
+  }
+
+  // Adds the chunks of a unit in order and writes its filters.
+  void finish(int64_t unit) const {
+    const Units& u = shape_.units;
+    A* total = sums(0, unit);
+    for (int64_t chunk = 1; chunk < shape_.chunks; ++chunk) {
+      const A* partial = sums(chunk, unit);
+      for (int64_t i = 0; i < shape_.unit_sums; i += lanes) store(total + i, load(total + i) + load(partial + i));
+    }
+    const int64_t* step = args_.w_stride;
+    for (int64_t slice = 0; slice < u.slices; ++slice)
+      for (int64_t r = 0; r < p_.h.window; ++r)
+        for (int64_t d = 0; d < u.depth; ++d)
+          for (int64_t s = 0; s < p_.w.window; ++s, total += lanes) {
+            T* out =
+                static_cast<T*>(args_.out) + u.first(unit, slice) * step[0] + d * step[1] + r * step[2] + s * step[3];
+            for (int i = 0; i < u.used(unit, slice); ++i) out[i * step[0]] = narrow<T>(total[i]);
+          }
+  }
+
+  const Problem& p_;
+  const Args& args_;
+  const Shape<A> shape_;
+  char* at_;
+  const Work<A> work_;
+};
+
+}  // namespace
+
+int64_t wgrad_workspace(const Problem& p, int threads) {
+  int64_t bytes = 0;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    const Shape<A> shape(p);
+    char* at = nullptr;
+    const Work<A> work(at, shape);
+    bytes = (at - static_cast<char*>(nullptr)) + threads * work.thread_bytes;
+  });
+  return bytes;
+}
+
+void wgrad(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_dtype(p.dtype, [&](auto* t) { Wgrad<std::remove_pointer_t<decltype(t)>>(p, args).run(parallel); });
+}
+
+}  // namespace fastconv::FASTCONV_ISA::grouped
