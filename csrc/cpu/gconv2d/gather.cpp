@@ -109,7 +109,7 @@ template <bool Alone, int S, int Stride, int Columns, int First, int Last, class
 }
 
 template <bool Alone, int S, int Stride, int Height, int Columns, class A>
-void tile(const Rows<A>& k, int64_t j) {
+[[gnu::noinline]] void tile(const Rows<A>& k, int64_t j) {
   using V = Vec<A>;
   V sum[Height * Columns];
   unroll<Height * Columns>([&](auto q) __attribute__((always_inline)) { sum[q] = V::zero(); });

@@ -9,8 +9,8 @@ namespace fastconv::FASTCONV_ISA::grouped {
 
 namespace {
 
-constexpr int most_channels = 4;            // of a pass: with 3 taps 12 sums
-constexpr int64_t wanted_tasks = 32;        // of a problem, whatever the thread count
+constexpr int most_channels = vector_registers >= 32 ? 4 : 3;  // of a pass: with 3 taps 12 or 9 sums
+constexpr int64_t wanted_tasks = 32;                           // of a problem, whatever the thread count
 constexpr int64_t piece_channels = 128;     // of a task, where there are enough: shorter runs of memory are slower
 constexpr int64_t pixels_of_a_chunk = 512;  // at least: below, adding partial sums would show
 constexpr int64_t columns_of_a_pass = 56;   // at least, over several rows: the sums are loaded and stored once a pass
@@ -27,49 +27,59 @@ struct Sums {
   A* sums;                // [channel][S][lane]
 };
 
+// Lane by lane the channel that is `c` after the first of the pass, of one pixel.
+template <bool Alone, class A>
+[[gnu::always_inline]] inline Vec<A> channel(const A* x, const int32_t* choice, int64_t c) {
+  if constexpr (Alone)
+    return Vec<A>::broadcast(x[c]);
+  else
+    return permute(load(x), Permutation<A>::load(choice + c * Vec<A>::lanes));
+}
+
+// x column m·Stride + t meets, through tap t + h·Stride, the gradient dy[h] that lies h outputs before m: here of
+// h in [First, Last], all t.
+template <bool Alone, int S, int Stride, int Channels, int First, int Last, class A>
+[[gnu::always_inline]] inline void add_columns(const A* x, const int32_t* choice, const Vec<A>* dy, Vec<A>* sum) {
+  unroll<Stride>([&](auto t) __attribute__((always_inline)) {
+    if constexpr (t + First * Stride < S)
+      unroll<Channels>([&](auto c) __attribute__((always_inline)) {
+        Vec<A> v = channel<Alone>(x + t * Vec<A>::lanes, choice, c);
+        hold(v);
+        unroll<Last - First + 1>([&](auto i) __attribute__((always_inline)) {
+          constexpr int h = First + i, s = t + h * Stride;
+          if constexpr (s < S) fma_into(sum[c * S + s], v, dy[h]);
+        });
+      });
+  });
+}
+
 template <bool Alone, int S, int Stride, int Channels, class A>
-void sum_pass(const Sums<A>& k) {
+[[gnu::noinline]] void sum_pass(const Sums<A>& k) {
   using V = Vec<A>;
   constexpr int64_t lanes = V::lanes;
-  const auto source = [&](const A* x, auto c) __attribute__((always_inline)) {
-    if constexpr (Alone)
-      return V::broadcast(x[c]);
-    else
-      return permute(load(x), Permutation<A>::load(k.choice + c * lanes));
-  };
   if constexpr (S > 0) {  // taps side by side, their number and the stride known
-    // x column m·Stride + t meets, through tap t + h·Stride, the gradient h outputs before m; first and last columns
-    // meet fewer.
-    constexpr int before = (S - 1) / Stride;
+    // The first and last columns meet fewer gradients than the others.
+    constexpr int before = (S - 1) / Stride, step = Stride * lanes;
     V sum[Channels * S], dy[before + 1];
     unroll<Channels * S>([&](auto i) __attribute__((always_inline)) { sum[i] = load(k.sums + i * lanes); });
     for (int64_t row = 0; row < k.rows; ++row) {
       const A* x = k.x[row] + k.x_offset;
       const A* gradient = k.dy[row] + k.dy_offset;
-      const auto next = [&](bool exists) __attribute__((always_inline)) {
+      unroll<before>([&](auto m) __attribute__((always_inline)) {
+        unroll<m>([&](auto h) __attribute__((always_inline)) { dy[m - h] = dy[m - h - 1]; });
+        dy[0] = load(gradient + m * lanes);
+        add_columns<Alone, S, Stride, Channels, 0, m>(x + m * step, k.choice, dy, sum);
+      });
+      x += before * step;
+      for (int64_t m = before; m < k.columns.count; ++m, x += step) {
         unroll<before>([&](auto h) __attribute__((always_inline)) { dy[before - h] = dy[before - h - 1]; });
-        if (exists) dy[0] = load(gradient), gradient += lanes;
-      };
-      const auto step = [&](auto first, auto last) __attribute__((always_inline)) {
-        unroll<Stride>([&](auto t) __attribute__((always_inline)) {
-          if constexpr (t + first * Stride < S)
-            unroll<Channels>([&](auto c) __attribute__((always_inline)) {
-              V v = source(x + t * lanes, c);
-              hold(v);
-              unroll<last - first + 1>([&](auto i) __attribute__((always_inline)) {
-                constexpr int h = first + i, s = t + h * Stride;
-                if constexpr (s < S) fma_into(sum[c * S + s], v, dy[h]);
-              });
-            });
-        });
-        x += Stride * lanes;
-      };
-      constexpr std::integral_constant<int, 0> zero{};
-      constexpr std::integral_constant<int, before> all{};
-      unroll<before>([&](auto m) __attribute__((always_inline)) { next(true), step(zero, m); });
-      for (int64_t m = before; m < k.columns.count; ++m) next(true), step(zero, all);
-      unroll<before>(
-          [&](auto e) __attribute__((always_inline)) { next(false), step(std::integral_constant<int, e + 1>{}, all); });
+        dy[0] = load(gradient + m * lanes);
+        add_columns<Alone, S, Stride, Channels, 0, before>(x, k.choice, dy, sum);
+      }
+      unroll<before>([&](auto e) __attribute__((always_inline)) {
+        unroll<before>([&](auto h) __attribute__((always_inline)) { dy[before - h] = dy[before - h - 1]; });
+        add_columns<Alone, S, Stride, Channels, e + 1, before>(x + e * step, k.choice, dy, sum);
+      });
     }
     unroll<Channels * S>([&](auto i) __attribute__((always_inline)) { store(k.sums + i * lanes, sum[i]); });
   } else {
@@ -83,7 +93,8 @@ void sum_pass(const Sums<A>& k) {
         const A* gradient = k.dy[row] + k.dy_offset;
         for (int64_t j = 0; j < k.columns.count; ++j, x += k.columns.in_step * lanes, gradient += lanes) {
           const V dy = load(gradient);
-          unroll<Channels>([&](auto c) __attribute__((always_inline)) { fma_into(sum[c], source(x, c), dy); });
+          unroll<Channels>(
+              [&](auto c) __attribute__((always_inline)) { fma_into(sum[c], channel<Alone>(x, k.choice, c), dy); });
         }
       }
       unroll<Channels>([&](auto c) __attribute__((always_inline)) { store(sums + c * pitch, sum[c]); });
@@ -95,14 +106,16 @@ template <bool Alone, int S, int Stride, class A>
 void sum_channels(Sums<A> k, int64_t channels) {
   constexpr int64_t lanes = Vec<A>::lanes;
   const auto some = [&](auto count) {
-    for (; channels >= count; channels -= count) {
-      sum_pass<Alone, S, Stride, count>(k);
-      k.choice += count * lanes, k.sums += count * k.columns.taps * lanes;
-      if constexpr (Alone) k.x_offset += count;
-    }
+    sum_pass<Alone, S, Stride, count>(k);
+    k.choice += count * lanes, k.sums += count * k.columns.taps * lanes;
+    if constexpr (Alone) k.x_offset += count;
+    channels -= count;
   };
-  some(std::integral_constant<int, most_channels>{});
-  some(std::integral_constant<int, 1>{});
+  // Of 4 channels two passes of 2 are faster than 3 and 1: a pass of 1 has too few sums.
+  while (channels >= most_channels && !(most_channels == 3 && channels == 4))
+    some(std::integral_constant<int, most_channels>{});
+  while (channels >= 2) some(std::integral_constant<int, 2>{});
+  if (channels) some(std::integral_constant<int, 1>{});
 }
 
 template <bool Alone, class A>
