@@ -52,7 +52,7 @@ struct Units {
   int64_t weights(int64_t taps) const { return slices * taps * depth * lanes; }  // of a unit
 };
 
-inline constexpr int64_t copied_columns = 7;
+inline constexpr int copied_blocks = 4;  // at a time
 
 // Rows of a source as [block][column][lane], columns padded. One side of the source is written at a time: a block of
 // `side` pieces of `deep` channels.
@@ -71,8 +71,8 @@ struct Staging {
     using A = arithmetic<T>;
     const int64_t used = std::min(width, pitch - left);
     for (int64_t i = 0; i < (end - begin) * blocks; ++i) {
-      std::fill_n(to + i * block(), left * lanes, A(0));
-      std::fill(to + i * block() + (left + used) * lanes, to + (i + 1) * block(), A(0));
+      for (int64_t j = 0; j < left; ++j) store(to + i * block() + j * lanes, Vec<A>::zero());
+      for (int64_t j = left + used; j < pitch; ++j) store(to + i * block() + j * lanes, Vec<A>::zero());
     }
     to += left * lanes;
     if (planes)
@@ -94,23 +94,26 @@ struct Staging {
         }
       return;
     }
-    // A block may be filled past its own channels: what lies there is not chosen by any lane. Whole registers go
-    // several columns at a time, so that what a block costs is spread.
-    const int64_t step = side == 1 ? lanes : side * depth;
-    for (int64_t i = 0; i < used; i += copied_columns, source += copied_columns * channels) {
-      const int64_t columns = std::min(copied_columns, used - i);
-      for (int64_t unit = begin; unit < end; ++unit)
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t channel = unit * side * depth + b * step;
-          const T* from = source + channel;
-          arithmetic<T>* at = to + (unit - begin) * this->unit() + b * block() + i * lanes;
-          if (columns == copied_columns && channel + lanes <= channels)
-            unroll<copied_columns>([&](auto q) { store(at + q * lanes, load(from + q * channels)); });
-          else
-            for (int64_t q = 0; q < columns; ++q)
-              store(at + q * lanes, load(from + q * channels, static_cast<int>(std::min(lanes, channels - channel))));
-        }
+    if (side * depth == blocks * lanes && end * side * depth <= channels) {  // whole registers, all side by side
+      const int64_t count = (end - begin) * blocks;
+      source += begin * side * depth;
+      for (int64_t i = 0; i < used; ++i, source += channels, to += lanes) {
+        int64_t b = 0;
+        for (; b + copied_blocks <= count; b += copied_blocks)
+          unroll<copied_blocks>([&](auto q) { store(to + (b + q) * block(), load(source + (b + q) * lanes)); });
+        for (; b < count; ++b) store(to + b * block(), load(source + b * lanes));
+      }
+      return;
     }
+    // A block may be filled past its own channels: what lies there is not chosen by any lane.
+    const int64_t step = side == 1 ? lanes : side * depth;
+    for (int64_t unit = begin; unit < end; ++unit)
+      for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t channel = unit * side * depth + b * step;
+        const int count = static_cast<int>(std::min(lanes, channels - channel));
+        arithmetic<T>* at = to + (unit - begin) * this->unit() + b * block();
+        for (int64_t i = 0; i < used; ++i) store(at + i * lanes, load(source + i * channels + channel, count));
+      }
   }
 
   template <class T>

@@ -13,6 +13,7 @@ constexpr int most_channels = vector_registers >= 32 ? 4 : 3;  // of a pass: wit
 constexpr int64_t wanted_tasks = 32;                           // of a problem, whatever the thread count
 constexpr int64_t piece_channels = 128;     // of a task, where there are enough: shorter runs of memory are slower
 constexpr int64_t pixels_of_a_chunk = 512;  // at least: below, adding partial sums would show
+constexpr int64_t cache_line = 64;          // bytes
 constexpr int64_t columns_of_a_pass = 56;   // at least, over several rows: the sums are loaded and stored once a pass
 
 // The sums of a few channels of one slice and one tap row, over some rows.
@@ -213,6 +214,8 @@ class Wgrad {
   Wgrad(const Problem& p, const Args& args)
       : p_(p), args_(args), shape_(p), at_(static_cast<char*>(args.workspace)), work_(at_, shape_) {
     write_choices(shape_.units, work_.choice);
+    const int64_t bytes = (p.x_elements() + p.y_elements()) * static_cast<int64_t>(sizeof(T));
+    far_ = p.layout == Layout::nhwc && bytes > machine().l2;
   }
 
   void run(const Parallel& parallel) const {
@@ -246,7 +249,10 @@ class Wgrad {
       if (row == begin || j == 0) std::fill_n(own.held, shape_.ring, int64_t{-1});
       stage(own, n, j, count, first, last);
       for (int64_t unit = first; unit < last; ++unit)
-        for (int64_t r = 0; r < p_.h.window; ++r) sum_tap_row(own, chunk, j, count, unit, first, r);
+        for (int64_t r = 0; r < p_.h.window; ++r) {
+          if (far_) fetch(n, j + count, count, unit, r);
+          sum_tap_row(own, chunk, j, count, unit, first, r);
+        }
       row += count;
     }
   }
@@ -266,6 +272,21 @@ class Wgrad {
       shape_.dy.fill(static_cast<const T*>(args_.y), n, j + i, first, last,
                      own.dy + i * shape_.piece * shape_.dy.unit());
     }
+  }
+
+  // While tap row r of a unit is summed, its share of what the unit reads for output rows [j, j + count) comes to L2.
+  void fetch(int64_t n, int64_t j, int64_t count, int64_t unit, int64_t r) const {
+    const int64_t y = shape_.h.source(j) + p_.h.reach() - p_.h.stride;
+    fetch_pixels<T>(args_.x, shape_.x, (n * p_.h.in + y) * p_.w.in, count * p_.h.stride * p_.w.in, unit, r);
+    fetch_pixels<T>(args_.y, shape_.dy, (n * p_.h.out + j) * p_.w.out, count * p_.w.out, unit, r);
+  }
+  template <class S>
+  void fetch_pixels(const void* base, const Staging& s, int64_t first, int64_t count, int64_t unit, int64_t r) const {
+    constexpr int for_reading = 0, into_l2 = 2;
+    const int64_t line = cache_line / static_cast<int64_t>(sizeof(S)), channels = s.side * s.depth;
+    const S* from = static_cast<const S*>(base) + unit * channels;
+    for (int64_t i = first + r * count / p_.h.window; i < first + (r + 1) * count / p_.h.window; ++i)
+      for (int64_t c = 0; c < channels; c += line) __builtin_prefetch(from + i * s.channels + c, for_reading, into_l2);
   }
 
   // What output rows [j, j + count) give to the sums of tap row r.
@@ -319,6 +340,7 @@ class Wgrad {
   const Shape<A> shape_;
   char* at_;
   const Work<A> work_;
+  bool far_;  // the operands come from beyond L2: fetch the next rows ahead
 };
 
 }  // namespace
