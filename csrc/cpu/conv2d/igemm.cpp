@@ -338,7 +338,10 @@ Cost cost(const Problem& p, int threads) {
       const int64_t pixels = p.n * phase.grid(), strips = ceil_div(pixels, s.strip), panels = p.groups * s.panels;
       if (!pixels) continue;
       const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
-      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width;
+      // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at
+      // half the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
+      const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
+      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace;
       const int64_t tasks = ceil_div(chunks.strips * chunks.panels, threads);
       busiest += flops * double(tasks * threads * ceil_div(strips, chunks.strips) * ceil_div(panels, chunks.panels)) /
                  double(strips * panels);

@@ -339,19 +339,42 @@ class Gather {
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t* step = args_.w_stride;
     const int64_t lane_step = dgrad ? step[1] : step[0], depth_step = dgrad ? step[0] : step[1];
-    const int64_t group_step = p_.filters_per_group() * step[0];
+    const T* from = static_cast<const T*>(args_.w) + unit * u.side * p_.filters_per_group() * step[0];
     A* to = work_.packed + unit * u.weights(p_.taps());
-    for (int64_t slice = 0; slice < u.slices; ++slice)
-      for (int64_t r = 0; r < p_.h.window; ++r)
-        for (int64_t d = 0; d < u.depth; ++d, to += p_.w.window * lanes)
-          for (int64_t i = 0; i < lanes; ++i) {
-            const int64_t group = unit * u.side + (u.alone() ? 0 : i / u.written);
-            const int64_t channel = u.alone() ? slice * lanes + i : i % u.written;
-            const bool exists = i < u.used(unit, slice);
-            const T* from = static_cast<const T*>(args_.w) + r * step[2] + d * depth_step + channel * lane_step +
-                            group * group_step;
-            for (int64_t s = 0; s < p_.w.window; ++s) to[s * lanes + i] = exists ? widen(from[s * step[3]]) : A(0);
-          }
+    for (int64_t slice = 0; slice < u.slices; ++slice, to += p_.taps() * u.depth * lanes, from += lanes * lane_step) {
+      const int used = u.used(unit, slice);
+      const int64_t window = p_.w.window;
+      if (!dgrad || u.alone()) {  // lanes at equal distances
+        if (depth_step == 1) {
+          for (int64_t t = 0; t < p_.taps(); ++t)
+            transpose(from + t / window * step[2] + t % window * step[3], lane_step, int64_t{used}, u.depth,
+                      to + (t / window * u.depth * window + t % window) * lanes, window * lanes);
+          continue;
+        }
+        if (step[3] == 1 && step[2] == window) {
+          for (int64_t d = 0; d < u.depth; ++d)
+            for (int64_t t = 0; t < p_.taps(); t += lanes) {
+              A taps[lanes * lanes];
+              const int64_t count = std::min(lanes, p_.taps() - t);
+              transpose(from + d * depth_step + t, lane_step, int64_t{used}, count, taps, lanes);
+              for (int64_t i = 0; i < count; ++i) {
+                const int64_t r = (t + i) / window, s = (t + i) % window;
+                store(to + ((r * u.depth + d) * window + s) * lanes, load(taps + i * lanes));
+              }
+            }
+          continue;
+        }
+      }
+      for (int64_t i = 0; i < used; ++i) {
+        const int64_t group = u.alone() ? 0 : i / u.written, channel = u.alone() ? i : i % u.written;
+        const T* lane = from + channel * lane_step + group * p_.filters_per_group() * step[0];
+        for (int64_t r = 0; r < p_.h.window; ++r)
+          for (int64_t d = 0; d < u.depth; ++d)
+            for (int64_t s = 0; s < window; ++s)
+              to[((r * u.depth + d) * window + s) * lanes + i] =
+                  widen(lane[d * depth_step + r * step[2] + s * step[3]]);
+      }
+    }
   }
 
   // Output rows [begin, end) of image n, units [first, last).
@@ -480,6 +503,41 @@ int64_t gather_workspace(const Problem& p, int threads) {
     bytes = (at - static_cast<char*>(nullptr)) + threads * work.thread_bytes;
   });
   return bytes;
+}
+
+// Products over whole registers and tiles; the filter is read and written once by packing, the source once by staging,
+// the results once, twice more where they pass through a line. Weights that L1 does not hold come from L2 for each
+// tile.
+Cost gather_cost(const Problem& p, int threads) {
+  constexpr double permuting = 1.15;  // the permutes share a port with the products (Zen 4, 2026-11-22)
+  Cost cost;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    const Shape<A> s(p, threads);
+    const Units& u = s.units;
+    const double element = sizeof(A), registers = double(u.count * u.slices);
+    const double slice = element * double(u.depth * p.taps() * s.lanes);
+    const double streamed = slice > double(machine().l1) / 2 ? slice : 0;
+    for (int64_t i = 0; i < phases(p.h, p.pass); ++i)
+      for (int64_t j = 0; j < phases(p.w, p.pass); ++j) {
+        const Phase h = phase_of(p.h, p.pass, i), w = phase_of(p.w, p.pass, j);
+        if (!h.count || !w.count) continue;
+        const int64_t columns = columns_of_tile(w.count), tiles = divide_up(w.count, columns);
+        const double rows = double(p.n * h.count);
+        cost.flops += 2 * rows * double(tiles * std::max(columns, busy_columns) * h.taps * w.taps * u.depth * s.lanes) *
+                      registers;
+        cost.moved += rows * double(tiles) * registers * streamed / (s.paired ? 2 : 1);
+      }
+    if (!u.alone()) cost.flops *= permuting;
+    const double written = double(p.n * s.rows * s.width) * double(s.lanes) * registers;
+    const bool direct = p.layout == Layout::nhwc && p.epilogue == Epilogue{};
+    cost.moved += element * (2 * double(p.n * s.source_rows * s.source_width * s.source_channels) +
+                             written * (direct ? 1 : 3) + 4 * double(u.count * u.weights(p.taps())));
+    cost.memory = p.bytes();
+    const int64_t tasks = p.n * s.rows * s.pieces;
+    cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
+  });
+  return cost;
 }
 
 void gather(const Problem& p, const Args& args, const Parallel& parallel) {

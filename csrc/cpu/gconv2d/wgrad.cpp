@@ -128,6 +128,9 @@ void sum_rows(const Sums<A>& k, int64_t channels) {
       if (columns.in_step == 1) return sum_channels<Alone, 3, 1>(k, channels);
       if (columns.in_step == 2) return sum_channels<Alone, 3, 2>(k, channels);
     }
+    if constexpr (vector_registers >= 32)
+      if (columns.dilation == 1 && columns.taps == 5 && columns.in_step == 1 && columns.count >= 4)
+        return sum_channels<Alone, 5, 1>(k, channels);
   }
   sum_channels<Alone, 0, 0>(k, channels);
 }
