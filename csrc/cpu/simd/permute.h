@@ -23,7 +23,9 @@ struct Permutation<double> {
     return {_mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
 };
-inline Vec<float> permute(Vec<float> v, Permutation<float> choice) { return {_mm512_maskz_permutexvar_ps(0xffff, choice.lane, v.v)}; }
+inline Vec<float> permute(Vec<float> v, Permutation<float> choice) {
+  return {_mm512_maskz_permutexvar_ps(0xffff, choice.lane, v.v)};
+}
 inline Vec<double> permute(Vec<double> v, Permutation<double> choice) {
   return {_mm512_maskz_permutexvar_pd(0xff, choice.lane, v.v)};
 }
