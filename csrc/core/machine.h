@@ -5,6 +5,8 @@
 
 namespace fastconv {
 
+inline constexpr int64_t cache_line = 64;  // bytes
+
 struct Machine {
   int64_t l1 = 32 << 10;  // bytes of one core's first-level data cache
   int64_t l2 = 512 << 10;

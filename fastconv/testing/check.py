@@ -21,16 +21,18 @@ def check_conv(
     integer: bool = True,
     offset: int = 0,
     weight_channels_last: bool = False,
+    weight_gap: int = 0,
     threads: int = 0,
 ) -> None:
     """Runs a native kernel between guards and raises AssertionError with one sentence when anything is wrong.
 
     integer: demand equality with the float64 result where the algorithm is exact; otherwise hold the error bound.
     offset: elements by which every buffer is off alignment.
+    weight_gap: elements between the rows of a contiguous weight, as a slice of a larger one has them.
     """
     integer = integer and kernel.algorithm not in tolerances.INEXACT
     operands, expected = case(problem, seed, integer, tolerances.WEIGHT_MULTIPLE.get(kernel.algorithm, 1))
-    out = run_guarded(kernel, problem, operands, offset, weight_channels_last, threads)
+    out = run_guarded(kernel, problem, operands, offset, weight_channels_last, weight_gap, threads)
     assert not out.isnan().any(), f"{int(out.isnan().sum())} elements were not written or read outside an input."
     if integer and is_exact(problem):
         _assert_equal(out, expected.to(out.dtype))
@@ -57,6 +59,7 @@ def run_guarded(
     operands: inputs.Operands,
     offset: int = 0,
     weight_channels_last: bool = False,
+    weight_gap: int = 0,
     threads: int = 0,
 ) -> Tensor:
     """The kernel's result; AssertionError when it wrote anything else."""
@@ -72,7 +75,8 @@ def run_guarded(
     tensors = operands.named(problem)
     if "w" in tensors:
         tensors["w"] = tensors["w"].contiguous(memory_format=weight_format)
-    tensors = {key: guard.guarded(t, offset) for key, t in tensors.items()}
+    gaps = {"w": 0 if weight_channels_last else weight_gap}
+    tensors = {key: guard.guarded(t, offset, gaps.get(key, 0)) for key, t in tensors.items()}
     kernel.run(problem, out=out.buffer, threads=threads, **tensors)
     violation = out.violation()
     assert violation is None, violation

@@ -25,10 +25,12 @@ from fastconv.testing.check_pool import check_pool
 
 CHANNELS = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65)
 GROUPS = (1, 1, 1, 1, 2, 3, 4, 8, 17, 32)
-SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 28)
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 28, 35)
 WINDOWS = (1, 1, 2, 3, 3, 3, 4, 5, 7)
+STRIDES = (1, 1, 1, 2, 2, 3, 4)
 ACTIVATIONS = ("none", "none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid", "gelu")
 ORDINARY = 0.2  # share of dense 3x3 convolutions of stride 1: they have kernels of their own
+SQUARE = 0.3  # share of 3x3 and 5x5 filters with equal strides and no dilation: many kernels have a way of their own
 OFFSETS = 16  # element offsets a buffer may start at, so that every alignment occurs
 # Keeps one check at milliseconds: the oracle and the reference kernel are slow.
 MAX_FLOPS = 3e6
@@ -47,18 +49,23 @@ def random_problem(rng: random.Random, max_flops: float = MAX_FLOPS, pass_: str 
             return problem
 
 
-def _axis(rng: random.Random, ordinary: bool) -> tuple[int, ...]:
-    """Size, window, stride, padding low and high, dilation of one axis."""
-    window, dilation = (3, 1) if ordinary else (rng.choice(WINDOWS), rng.choice((1, 1, 1, 2, 3)))
+def _axis(rng: random.Random, both: tuple[int, int, int] | None) -> tuple[int, ...]:
+    """Size, window, stride, padding low and high, dilation of one axis. both: window, stride and dilation, if the axes
+    have the same.
+    """
+    window, stride, dilation = both or (rng.choice(WINDOWS), rng.choice(STRIDES), rng.choice((1, 1, 1, 2, 3)))
     reach = dilation * (window - 1) + 1
     low = rng.choice((0, window // 2, rng.randint(0, reach + 1)))
     high = rng.choice((low, low, rng.randint(0, reach + 1), -rng.randint(0, 3)))
-    return rng.choice(SIZES), window, 1 if ordinary else rng.choice((1, 1, 1, 2, 2, 3, 4)), low, high, dilation
+    return rng.choice(SIZES), window, stride, low, high, dilation
 
 
 def _candidate(rng: random.Random, pass_: str) -> Problem | None:
-    ordinary = rng.random() < ORDINARY
-    h, w = _axis(rng, ordinary), _axis(rng, ordinary)
+    kind = rng.random()
+    ordinary = kind < ORDINARY
+    square = (rng.choice((3, 3, 5)), rng.choice((1, 1, 2)), 1) if kind < ORDINARY + SQUARE else None
+    both = (3, 1, 1) if ordinary else square
+    h, w = _axis(rng, both), _axis(rng, both)
     if any(size + low + high < dilation * (window - 1) + 1 for size, window, _, low, high, dilation in (h, w)):
         return None
     groups, cg, kg = 1 if ordinary else rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
@@ -173,6 +180,7 @@ def _conv_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
         "offset": rng.randrange(OFFSETS),
         "weight_channels_last": rng.random() < 0.5,
         "threads": rng.choice((1, 2, 3)),
+        "weight_gap": rng.choice((0, 0, 0, 1, 2)),
     }
     return _Check(check_conv, problem, options, integer and is_exact(problem))
 

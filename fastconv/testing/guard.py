@@ -13,13 +13,19 @@ HALO = 96  # elements on each side: more than any register, tile or prefetch may
 SENTINEL = -77.0
 
 
-def guarded(values: Tensor, offset: int = 0) -> Tensor:
+def guarded(values: Tensor, offset: int = 0, gap: int = 0) -> Tensor:
     """A copy of dense ``values`` (same strides) that starts ``offset`` elements off alignment, inside halos: NaN, or
     the largest integer for indices.
+
+    gap: elements of poison behind each row of the last axis; the copy of contiguous values is then not dense.
     """
     poison = math.nan if values.dtype.is_floating_point else torch.iinfo(values.dtype).max
-    storage = torch.full((values.numel() + 2 * HALO + offset,), poison, dtype=values.dtype)
-    copy = storage.as_strided(values.shape, values.stride(), HALO + offset)
+    rows = values.numel() // max(1, values.shape[-1])
+    storage = torch.full((values.numel() + rows * gap + 2 * HALO + offset,), poison, dtype=values.dtype)
+    strides = values.stride()
+    if gap:
+        strides = torch.empty(*values.shape[:-1], values.shape[-1] + gap, device="meta").stride()
+    copy = storage.as_strided(values.shape, strides, HALO + offset)
     return copy.copy_(values)
 
 

@@ -70,19 +70,23 @@ def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: st
     """Of each output of a 3x3 convolution, the largest sum |x||w| in any tile that can hold it.
 
     first, second: as in ``inputs.operand_names``. Tiles may reach over the edges of the map: the sums there count too.
+    Of wgrad, the largest sum |x||dy| among the taps that the pixels of a tile can stand for.
     """
     tile, reach = TILE[algorithm], 2
-    x, w, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
+    source, filter, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
     lows = [axis.pad_lo for axis in axes]
     sizes = [(axis.size, axis.out) for axis in axes]
     if problem.pass_ == "dgrad":
-        w = w.flip(2, 3).transpose(0, 1)
+        filter = filter.flip(2, 3).transpose(0, 1)
         lows = [reach - low for low in lows]
         sizes = [(out, size) for size, out in sizes]
+    if problem.pass_ == "wgrad":
+        source, filter = source.transpose(0, 1), filter.transpose(0, 1)
     pads = []
-    for low, (source, written) in zip(lows, sizes, strict=True):
-        pads += [low + tile - 1, written - source + reach - low + tile - 1]
-    return F.max_pool2d(F.conv2d(F.pad(x, pads), w), 2 * tile - 1, stride=1)
+    for low, (size, written) in zip(lows, sizes, strict=True):
+        pads += [low + tile - 1, written - size + reach - low + tile - 1]
+    sums = F.max_pool2d(F.conv2d(F.pad(source, pads), filter), 2 * tile - 1, stride=1)
+    return sums.transpose(0, 1) if problem.pass_ == "wgrad" else sums
 
 
 def storage(dtype: str) -> float:

@@ -48,7 +48,7 @@ MISTAKES = {
     ("bench", TINY, "--suite", "resnet18"): "exactly one of the three",
     ("bench", "n1c8"): "cannot read the word 'n1c8'",
     ("bench", "n1c8h2w2_k8r3s3_f32nhwc"): "larger than the padded input",
-    ("bench", "--suite", "nope"): "There is no corpus 'nope'; the corpora are edge_conv",
+    ("bench", "--suite", "nope"): "There is no corpus 'nope'; the corpora are alexnet",
     ("bench", "--suite", "LICENSE"): "LICENSE, line 2: ",
     ("bench", "--suite", "tests"): "--suite tests:",
     ("bench", TINY, "--batch", "-1"): "--batch must be at least 1, but is -1.",

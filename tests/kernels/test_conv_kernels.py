@@ -35,7 +35,7 @@ def problems(kernel, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_kernel_agrees_with_the_oracle(kernel, dtype):
-    """Integer-exact equality and the bound on real values, at changing offsets and thread counts."""
+    """Integer-exact equality and the bound on real values, at changing offsets, weight layouts and thread counts."""
     for i, problem in enumerate(problems(kernel, dtype)):
         for integer in (True, False):
             try:
@@ -46,6 +46,7 @@ def test_kernel_agrees_with_the_oracle(kernel, dtype):
                     integer=integer,
                     offset=i % 16,
                     weight_channels_last=bool(i % 2),
+                    weight_gap=(0, 0, 1)[i % 3],
                     threads=(0, 1, 3)[i % 3],
                 )
             except AssertionError as error:

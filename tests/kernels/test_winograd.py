@@ -59,6 +59,17 @@ def test_relative_error_in_float(kernel, layout):
     assert error < {"winograd2": 6e-7, "winograd4": 1.6e-6}[kernel.algorithm]
 
 
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
+def test_wgrad_has_the_same_bits_however_many_threads_share_its_chunks(kernel):
+    """Few threads take groups of chunks, many share every chunk: with F(2x2) 17 chunks in 9 groups."""
+    skip_without_isa(kernel)
+    problem = Problem("wgrad_n3c3h53w51_k2r3s3_p1_f32nhwc")
+    operands = inputs.make(problem, 0, integer=False)
+    one = run_guarded(kernel, problem, operands, threads=1)
+    for threads in (2, 3, 5, 16):
+        assert torch.equal(one, run_guarded(kernel, problem, operands, threads=threads)), threads
+
+
 @pytest.mark.parametrize("kernel", DENSE, ids=lambda k: k.name)
 def test_where_a_nan_goes(kernel):
     """Exactly where torch's goes; in a Winograd kernel there too, and no further than the tiles that see it."""

@@ -323,3 +323,26 @@ def test_padding_per_side():
         functional.conv2d_act(x, weight, padding=(1, 2, 3, 0), activation="relu"),
         torch.nn.functional.conv2d(padded, weight).relu(),
     )
+
+
+OPS = torch.ops.fastconv
+UNIT = ([1, 1], [0, 0, 0, 0], [1, 1], 1)  # stride, padding, dilation, groups
+POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)  # kernel size, stride, padding, dilation, ceil mode
+INDEX = partial(zeros, dtype=torch.int64)
+MISFITS = {
+    "dgrad": (lambda: OPS.conv2d_dgrad(zeros(2, 6, 3, 4), zeros(*W), None, [5, 7], *UNIT), "gives 3x5"),
+    "wgrad": (lambda: OPS.conv2d_wgrad(zeros(2, 6, 3, 4), zeros(2, 4, 5, 7), [3, 3], *UNIT, False), "gives 3x5"),
+    "wgrad_batch": (lambda: OPS.conv2d_wgrad(zeros(3, 6, 3, 4), zeros(*X), [3, 3], *UNIT, False), "gives 3x4"),
+    "max_dgrad": (lambda: OPS.max_pool2d_dgrad(zeros(2, 4, 2, 3), INDEX(2, 4, 2, 2), [5, 6], *POOL, False), "indices"),
+    "max_dgrad_size": (lambda: OPS.max_pool2d_dgrad(zeros(2, 4, 2, 2), INDEX(2, 4, 2, 2), [5, 6], *POOL, False), "2x3"),
+    "unpool": (lambda: OPS.max_unpool2d(zeros(2, 4, 2, 3), INDEX(2, 4, 3, 2), [5, 6]), "indices"),
+    "unpool_dgrad": (lambda: OPS.max_unpool2d_dgrad(zeros(2, 4, 5, 6), INDEX(2, 3, 2, 3), False), "indices"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_gradients_and_indices_of_another_size_are_refused(case):
+    """Autograd never passes them; who calls the operators might, and kernels trust the sizes they are given."""
+    call, part = MISFITS[case]
+    with pytest.raises(RuntimeError, match=part):
+        call()

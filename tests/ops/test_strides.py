@@ -98,3 +98,25 @@ def test_results_and_gradients_lie_in_memory_as_torchs(name, dtype):
             if what == "dw" and is_ambiguous(weight):  # torch's backends differ in the strides of single elements
                 a, b = a.squeeze(), b.squeeze()
             assert a.stride() == b.stride(), f"{what} of {text}: {a.stride()} for torch's {b.stride()}"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+def test_torchs_kernels_lay_out_their_results_as_asked(pass_, channels_last):
+    """torch lays out a result after its operands; a caller of ours who says how has it that way."""
+    formats = torch.contiguous_format, torch.channels_last
+    wanted, other = formats[channels_last], formats[not channels_last]
+    x, w, dy = (
+        torch.randn(size).contiguous(memory_format=other) for size in ((2, 3, 7, 8), (6, 3, 3, 3), (2, 6, 7, 8))
+    )
+    geometry, ops = ([1, 1], [1, 1, 1, 1], [1, 1], 1, channels_last), torch.ops.fastconv
+    calls = {
+        "fprop": lambda: ops.conv2d(x, w, None, *geometry),
+        "dgrad": lambda: ops.conv2d_dgrad(dy, w, None, [7, 8], *geometry),
+        "wgrad": lambda: ops.conv2d_wgrad(dy, x, [3, 3], *geometry),
+    }
+    native = calls[pass_]()
+    with config(kernel="*_aten"):
+        result = calls[pass_]()
+    assert result.stride() == native.stride() == torch.empty(native.shape).contiguous(memory_format=wanted).stride()
+    torch.testing.assert_close(result, native)

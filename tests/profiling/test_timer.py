@@ -56,6 +56,15 @@ def test_a_cold_candidate_goes_round_all_its_buffers():
     assert all((y - x) % buffers == 1 for x, y in itertools.pairwise(sampled))
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_long_calls_are_made_no_more_often_than_needed(long, monkeypatch):
+    """A short one is warmed up, and again before each sample; a long one is sampled a few times and no more."""
+    monkeypatch.setattr(timer, "LONG", 0.0 if long else float("inf"))
+    made = []
+    timer.in_turns({"a": lambda: (made.append(1), time.sleep(1e-3))}, seconds=1e-9)
+    assert len(made) == (1 + timer.FEWEST_TURNS if long else timer.WARM_UP + 2 * timer.FEWEST_TURNS)
+
+
 def test_the_collector_comes_back_even_after_an_error():
     def fails():
         raise RuntimeError("no")

@@ -1,6 +1,7 @@
 // Columns of an im2col matrix, packed on the way into the register tile: never stored as a whole.
 #pragma once
 
+#include "core/machine.h"
 #include "cpu/epilogue.h"
 #include "simd/load_between.h"
 #include "tile.h"
@@ -15,7 +16,6 @@ struct Columns {
   using A = arithmetic<T>;
   using V = Vec<A>;
   static constexpr int most = Tile<A>::columns;
-  static constexpr int64_t cache_line = 64;  // bytes
 
   Walk h, w;
   const T* source;     // first channel of the group in the first image

@@ -42,11 +42,11 @@ struct Split {
 
 Split split(int64_t strips, int64_t panels, int threads, bool filter_is_larger) {
   if (threads == 1) return {1, 1};
-  const int64_t by_strips = ceil_div(strips, threads) * panels, by_panels = ceil_div(panels, threads) * strips;
+  const int64_t by_strips = divide_up(strips, threads) * panels, by_panels = divide_up(panels, threads) * strips;
   if (by_panels < by_strips || (filter_is_larger && by_panels == by_strips))
     return {1, std::min<int64_t>(panels, threads)};
   const int64_t chunks = std::min<int64_t>(strips, threads);
-  return {chunks, std::min(panels, ceil_div(threads, chunks))};
+  return {chunks, std::min(panels, divide_up(threads, chunks))};
 }
 
 template <class T>
@@ -139,7 +139,7 @@ class Igemm {
   template <class S>
   void run_phase(const Phase& phase, const Source<S>& source, bool packed_already) {
     const int64_t pixels = p_.n * phase.grid(), panels = p_.groups * shape_.panels;
-    const int64_t strips = ceil_div(pixels, shape_.strip);
+    const int64_t strips = divide_up(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
     const bool shared = packed_already || chunks.strips > 1;
@@ -172,7 +172,7 @@ class Igemm {
   int64_t panel_columns(int64_t panel) const {
     return std::min(shape_.width, shape_.columns - panel % shape_.panels * shape_.width);
   }
-  int panel_vectors(int64_t panel) const { return static_cast<int>(ceil_div(panel_columns(panel), lanes)); }
+  int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
   void pack(int64_t panel, A* out) const {
     const bool dgrad = p_.pass == Pass::dgrad;
@@ -245,7 +245,7 @@ class Igemm {
                  int64_t first_panel, int64_t panels, const A* packed) const {
     const int count = static_cast<int>(end - begin);
     locate(phase, source, own, begin, end);
-    Tile<A> tile;
+    PixelTile<A> tile;
     tile.taps = phase.taps(), tile.run = shape_.run;
     tile.residual = nullptr;
     tile.clamped = clamped_, tile.low = 0, tile.high = high_;
@@ -264,7 +264,7 @@ class Igemm {
     // The next strip's own rows follow the last row this strip reads through its last tap.
     const int64_t rows_here = tile.taps * count, fetched = count * phase.w.step * source.pixel * sizeof(S);
     const S* last_row = rows_here ? static_cast<const S*>(own.rows[rows_here - 1]) : nullptr;
-    const int64_t lines = rows_here ? ceil_div(ceil_div(fetched, cache_line), panels * tile.taps) : 0;
+    const int64_t lines = rows_here ? divide_up(divide_up(fetched, cache_line), panels * tile.taps) : 0;
     tile.ahead = reinterpret_cast<const char*>(last_row);
     tile.ahead_lines = lines;
     int64_t staged_group = -1;
@@ -335,15 +335,15 @@ Cost cost(const Problem& p, int threads) {
     double busiest = 0;
     for (int64_t i = 0; i < phase_count(p); ++i) {
       const Phase phase = phase_of(p, i);
-      const int64_t pixels = p.n * phase.grid(), strips = ceil_div(pixels, s.strip), panels = p.groups * s.panels;
+      const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
       if (!pixels) continue;
       const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
       // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at
       // half the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
       const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
       const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace;
-      const int64_t tasks = ceil_div(chunks.strips * chunks.panels, threads);
-      busiest += flops * double(tasks * threads * ceil_div(strips, chunks.strips) * ceil_div(panels, chunks.panels)) /
+      const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
+      busiest += flops * double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
                  double(strips * panels);
       cost.flops += flops;
       cost.moved += element * double(pixels) * width;
@@ -351,7 +351,7 @@ Cost cost(const Problem& p, int threads) {
     const double filter = double(p.groups * s.panels * s.panel_size);
     const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
     cost.moved += 2 * element * (filter + (s.copy_w || s.staged ? source * double(s.table_taps) : 0));
-    cost.shared = element * source * double(ceil_div(p.groups * s.panels, s.group_panels) - 1);
+    cost.shared = element * source * double(divide_up(p.groups * s.panels, s.group_panels) - 1);
     cost.memory = p.bytes();
     if (cost.flops > 0) cost.imbalance = busiest / cost.flops;
   });

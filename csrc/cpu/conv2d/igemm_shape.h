@@ -6,8 +6,8 @@
 #include <numeric>
 #include <type_traits>
 
-#include "core/machine.h"
 #include "core/problem.h"
+#include "cpu/arena.h"
 #include "microkernel.h"
 
 namespace fastconv::FASTCONV_ISA::igemm {
@@ -15,26 +15,6 @@ namespace fastconv::FASTCONV_ISA::igemm {
 inline constexpr int64_t narrow_channels = 4;  // up to here a filter row is merged into one run
 inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
 inline constexpr int64_t l1_ways = 8;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Hands out consecutive, aligned pieces of the workspace; from a null base it only counts.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <class U>
-  U* take(int64_t count) {
-    char* piece = base_ ? base_ + used_ : nullptr;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(U)), cache_line);
-    return reinterpret_cast<U*>(piece);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Everything about a problem that does not depend on the phase.
 template <class T>
@@ -71,7 +51,7 @@ struct Shape {
     vectors = columns <= lanes ? 1 : tile_vectors;
     strip = vectors == 1 ? max_tile_rows : tile_rows;
     width = vectors * lanes;
-    panels = ceil_div(columns, width);
+    panels = divide_up(columns, width);
     const int64_t step = dgrad ? 1 : p.w.stride;
     const int64_t apart = step * channels * static_cast<int64_t>(sizeof(A));  // bytes between neighbouring rows
     const bool conflict = table_taps == 1 && strip * std::gcd(apart, l1_set_bytes) > l1_ways / 2 * l1_set_bytes;
@@ -80,7 +60,7 @@ struct Shape {
     panel_size = filter_taps * depth * width;
     const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
     const int64_t held = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
-    group_panels = ceil_div(p.groups * panels, ceil_div(p.groups * panels, held));  // groups of equal size
+    group_panels = divide_up(p.groups * panels, divide_up(p.groups * panels, held));  // groups of equal size
   }
 };
 

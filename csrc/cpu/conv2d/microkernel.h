@@ -8,9 +8,10 @@
 #pragma once
 
 #include <array>
-#include <utility>
 
+#include "core/machine.h"
 #include "simd/fma_into.h"
+#include "simd/unrolled.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -20,7 +21,7 @@ inline constexpr int tile_rows = (vector_registers - tile_vectors - 1) / tile_ve
 inline constexpr int max_tile_rows = tile_vectors * tile_rows;
 
 template <class A>
-struct Tile {
+struct PixelTile {
   const A* const* rows;  // [tap][pixel]
   int64_t taps;
   int64_t run;
@@ -38,20 +39,11 @@ struct Tile {
   int last;  // lanes of the last vector that exist
 };
 
-inline constexpr int64_t cache_line = 64;  // bytes
-
 template <class A>
-using TileFunction = void (*)(const Tile<A>&);
-
-template <int count, class F>
-[[gnu::always_inline]] inline void unrolled(F&& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, count>{});
-}
+using PixelTileFunction = void (*)(const PixelTile<A>&);
 
 template <class A, int M, int V>
-void multiply_tile(const Tile<A>& t) {
+void multiply_tile(const PixelTile<A>& t) {
   constexpr int lanes = Vec<A>::lanes;
   Vec<A> acc[M][V];
   unrolled<V>([&](auto v) __attribute__((always_inline)) {
@@ -114,12 +106,12 @@ void multiply_tile(const Tile<A>& t) {
 
 // The instantiation for `rows` pixels and `vectors` vectors.
 template <class A>
-TileFunction<A> tile_function(int rows, int vectors) {
+PixelTileFunction<A> tile_function(int rows, int vectors) {
   static constexpr auto wide = []<int... i>(std::integer_sequence<int, i...>) {
-    return std::array<TileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, tile_vectors>...};
+    return std::array<PixelTileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, tile_vectors>...};
   }(std::make_integer_sequence<int, tile_rows>{});
   static constexpr auto narrow = []<int... i>(std::integer_sequence<int, i...>) {
-    return std::array<TileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, 1>...};
+    return std::array<PixelTileFunction<A>, sizeof...(i)>{multiply_tile<A, i + 1, 1>...};
   }(std::make_integer_sequence<int, max_tile_rows>{});
   return vectors == 1 ? narrow[rows - 1] : wide[rows - 1];
 }

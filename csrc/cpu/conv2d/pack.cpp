@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/machine.h"
 #include "simd/transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -10,7 +11,6 @@ namespace {
 
 constexpr int64_t prefetch_bytes = 512;  // ahead in every column: more streams than the hardware follows
 constexpr int64_t depth_ahead = 4;
-constexpr int64_t cache_line = 64;  // bytes
 
 // Column i of the block is a run of `length` elements at src + i·stride; element j of every column lands in the row
 // row(j) of `width` columns.

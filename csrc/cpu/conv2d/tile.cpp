@@ -6,17 +6,11 @@
 #include <utility>
 
 #include "simd/fma_into.h"
+#include "simd/unrolled.h"
 
 namespace fastconv::FASTCONV_ISA {
 
 namespace {
-
-template <int Count, class F>
-[[gnu::always_inline]] inline void unroll(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, Count>{});
-}
 
 // next() is where the row of b after the last lies.
 template <class A, int Rows, int Vectors, class Next>
@@ -24,18 +18,19 @@ template <class A, int Rows, int Vectors, class Next>
                                             Next&& next) {
   using V = Vec<A>;
   V acc[Rows * Vectors];
-  unroll<Rows * Vectors>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
+  unrolled<Rows * Vectors>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
   for (; depth > 0; --depth, a += a_step) {
     const A* b = next();
     V columns[Vectors];
-    unroll<Vectors>([&](auto v) __attribute__((always_inline)) { columns[v] = V::load(b + v * V::lanes); });
-    unroll<Rows>([&](auto i) __attribute__((always_inline)) {
+    unrolled<Vectors>([&](auto v) __attribute__((always_inline)) { columns[v] = V::load(b + v * V::lanes); });
+    unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
       const V row = V::broadcast(a[i]);
-      unroll<Vectors>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i * Vectors + v], row, columns[v]); });
+      unrolled<Vectors>([&](auto v)
+                            __attribute__((always_inline)) { fma_into(acc[i * Vectors + v], row, columns[v]); });
     });
   }
-  unroll<Rows>([&](auto i) __attribute__((always_inline)) {
-    unroll<Vectors>([&](auto v) __attribute__((always_inline)) {
+  unrolled<Rows>([&](auto i) __attribute__((always_inline)) {
+    unrolled<Vectors>([&](auto v) __attribute__((always_inline)) {
       A* out = c + i * c_step + v * V::lanes;
       (add ? V::load(out) + acc[i * Vectors + v] : acc[i * Vectors + v]).store(out);
     });

@@ -1,8 +1,7 @@
 // The register tile of the NCHW kernels and of the weight gradients: an outer product summed over `depth` steps.
 #pragma once
 
-#include <cstdint>
-
+#include "core/integers.h"
 #include "simd/vec.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -42,8 +41,5 @@ struct RowPanels {
   }
   int64_t rows(int64_t panel) const { return panel + 1 < count ? height : total - (count - 1) * height; }
 };
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 }  // namespace fastconv::FASTCONV_ISA

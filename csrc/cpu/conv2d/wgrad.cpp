@@ -254,6 +254,24 @@ int64_t workspace(const Problem& p, int threads) {
   return bytes;
 }
 
+// Products over whole registers; what a block reads is packed, and the sums of chunks are added at the end.
+Cost cost(const Problem& p, int threads) {
+  Cost cost;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    const Cut c = Cut::of<A>(p);
+    const double e = sizeof(A), groups = double(p.groups), pixels = double(c.pixels);
+    const double filters = double(c.filters), columns = double(round_up(c.columns, Vec<A>::lanes));
+    cost.flops = 2 * groups * pixels * filters * columns;
+    cost.moved = 2 * e * groups * pixels * (columns * double(c.filter_blocks) + filters * double(c.column_blocks)) +
+                 e * groups * filters * columns * double(1 + c.chunks) + double(2 * c.x_bytes);
+    cost.memory = p.bytes();
+    const int64_t tasks = c.chunks * c.tiles;
+    cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
+  });
+  return cost;
+}
+
 std::string refuses_layout(const Problem& p, Layout layout) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   if (p.layout != layout)
@@ -266,7 +284,7 @@ std::string refuses_pixels(const Problem& p) { return refuses_layout(p, Layout::
 
 }  // namespace
 
-extern const KernelBody conv2d_wgrad_igemm{refuses_pixels, workspace, run};
-extern const KernelBody conv2d_wgrad_im2col{refuses_planes, workspace, run};
+extern const KernelBody conv2d_wgrad_igemm{refuses_pixels, workspace, run, cost};
+extern const KernelBody conv2d_wgrad_im2col{refuses_planes, workspace, run, cost};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "core/integers.h"
 #include "core/machine.h"
 #include "dwconv2d/depthwise.h"
 #include "simd/transpose.h"
@@ -16,9 +17,6 @@
 namespace fastconv::FASTCONV_ISA::grouped {
 
 using depthwise::Phase, depthwise::phase_of, depthwise::phases, depthwise::unroll;
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 struct Units {
   int64_t groups;   // of the problem

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 
 #include "core/cost.h"
+#include "core/integers.h"
 #include "core/machine.h"
 #include "core/problem.h"
 
@@ -22,7 +24,20 @@ inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel f
 inline constexpr double sum_overhead = 21;
 inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline std::string refuses(const Problem& p) {
+  if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
+  const auto differs = [](const char* what, int64_t h, int64_t w, const char* only) {
+    return std::string("The ") + what + " is " + std::to_string(h) + "x" + std::to_string(w) + ": " + only;
+  };
+  if (p.h.window != filter_size || p.w.window != filter_size)
+    return differs("filter", p.h.window, p.w.window, "the transforms are for 3x3.");
+  if (p.h.stride != 1 || p.w.stride != 1)
+    return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
+  if (p.h.dilation != 1 || p.w.dilation != 1)
+    return differs("dilation", p.h.dilation, p.w.dilation, "the taps must be neighbours.");
+  if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
+  return {};
+}
 
 // One spatial axis of the pass: fprop reads x from -pad on, dgrad reads dy through the flipped filter.
 struct AxisTiles {
@@ -35,6 +50,13 @@ struct AxisTiles {
         written(dgrad ? a.in : a.out),
         origin(dgrad ? a.pad_lo - (filter_size - 1) : -a.pad_lo),
         tiles(divide_up(written, outputs)) {}
+
+  // dy as the filter gradient reads it: every output in one tile.
+  static AxisTiles of_gradient(const Axis& a, int64_t outputs) {
+    AxisTiles t(a, false, outputs);
+    t.source = a.out, t.origin = 0;
+    return t;
+  }
 };
 
 // outputs: of a tile along one axis, 2 or 4. lanes: elements of a register. element: bytes of the arithmetic type.

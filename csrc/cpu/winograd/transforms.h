@@ -1,15 +1,18 @@
 // The matrices of F(2x2,3x3) and F(4x4,3x3), written down once: y = A^T [(G g G^T) * (B^T d B)] A, where * multiplies
 // element by element (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016).
 //
+// The filter's gradient is that product transposed, dg = G^T [(A dy A^T) * (B^T d B)] G, of the same three matrices.
+//
 // The one-dimensional steps below are those products with the common parts taken out; V is a register of channels. The
 // two-dimensional ones apply a step to the columns and then to the rows of a square.
 #pragma once
 
 #include <numbers>
 
-#include "cpu/conv2d/microkernel.h"
 #include "cut.h"
 #include "simd/opaque.h"
+#include "simd/unrolled.h"
+#include "simd/vec.h"
 
 namespace fastconv::FASTCONV_ISA::winograd {
 
@@ -49,6 +52,20 @@ struct Points<2> {
   [[gnu::always_inline]] static void output(const V (&m)[4], V (&y)[2]) {
     y[0] = (m[0] + m[1]) + m[2];
     y[1] = (m[1] - m[2]) - m[3];
+  }
+  template <class V>
+  [[gnu::always_inline]] static void gradient(const V (&d)[2], V (&v)[4]) {
+    v[0] = d[0];
+    v[1] = d[0] + d[1];
+    v[2] = d[0] - d[1];
+    v[3] = V::zero() - d[1];
+  }
+  template <class V>
+  [[gnu::always_inline]] static void filter_gradient(const V (&u)[4], V (&g)[3]) {
+    const V half = V::broadcast(0.5);
+    g[0] = fma(half, u[1] + u[2], u[0]);
+    g[1] = half * (u[1] - u[2]);
+    g[2] = fma(half, u[1] + u[2], u[3]);
   }
 };
 
@@ -99,6 +116,25 @@ struct Points<4> {
     y[2] = fma(V::broadcast(2), even_b, V::broadcast(0.5) * even_a);
     y[3] = fma(V::broadcast(2 * b), odd_b, fma(V::broadcast(a / 2), odd_a, m[5]));
   }
+  template <class V>
+  [[gnu::always_inline]] static void gradient(const V (&d)[4], V (&v)[6]) {
+    const V even_a = fma(V::broadcast(0.5), d[2], d[0]), odd_a = fma(V::broadcast(0.5), d[3], d[1]);
+    const V even_b = fma(V::broadcast(2), d[2], d[0]), odd_b = fma(V::broadcast(2), d[3], d[1]);
+    v[0] = d[0];
+    v[1] = fma(V::broadcast(a), odd_a, even_a);
+    v[2] = fma(V::broadcast(-a), odd_a, even_a);
+    v[3] = fma(V::broadcast(b), odd_b, even_b);
+    v[4] = fma(V::broadcast(-b), odd_b, even_b);
+    v[5] = d[3];
+  }
+  template <class V>
+  [[gnu::always_inline]] static void filter_gradient(const V (&u)[6], V (&g)[3]) {
+    constexpr double third = 1.0 / 3, sixth = 1.0 / 6;
+    const V even_a = u[1] + u[2], odd_a = u[1] - u[2], even_b = u[3] + u[4], odd_b = u[3] - u[4];
+    g[0] = fma(V::broadcast(sixth), even_b, fma(V::broadcast(-2 * third), even_a, u[0]));
+    g[1] = fma(V::broadcast(sixth * b), odd_b, V::broadcast(-2 * third * a) * odd_a);
+    g[2] = fma(V::broadcast(third), even_b, fma(V::broadcast(-third), even_a, u[5]));
+  }
 };
 
 // f(i, first + i·step) for each i below count.
@@ -128,22 +164,40 @@ template <int In, int Out, class V, class Step, class Load, class Store>
   });
 }
 
-// One input tile: pixel[size·size] point at its rows of channels; frequency f goes to out + f·step, zeros filling the
-// last register.
-template <class P, class T>
-void transform_input(const T* const* pixel, int64_t channels, arithmetic<T>* out, int64_t step) {
+// The transforms of a square of pixels: of the input, and of the output's gradient.
+template <class P>
+struct InputStep {
+  static constexpr int from = P::size, to = P::size;
+  template <class V>
+  [[gnu::always_inline]] static void apply(const V (&d)[from], V (&v)[to]) {
+    P::input(d, v);
+  }
+};
+template <class P>
+struct GradientStep {
+  static constexpr int from = P::outputs, to = P::size;
+  template <class V>
+  [[gnu::always_inline]] static void apply(const V (&d)[from], V (&v)[to]) {
+    P::gradient(d, v);
+  }
+};
+
+// pixel[from·from] point at rows of channels; frequency f goes to out + f·step, zeros filling the last register.
+template <class Step, class T>
+void transform_square(const T* const* pixel, int64_t channels, arithmetic<T>* out, int64_t step) {
   using V = Vec<arithmetic<T>>;
+  constexpr int from = Step::from, to = Step::to;
   const auto square = [&](int64_t c, auto load_pixel) __attribute__((always_inline)) {
-    transform<P::size, P::size, V>(
-        [](const auto& d, auto& v) __attribute__((always_inline)) { P::input(d, v); },
-        [&](auto j, auto& column) __attribute__((always_inline)) {
-          unrolled<P::size>([&](auto i)
-                                __attribute__((always_inline)) { column[i] = load_pixel(pixel[i * P::size + j] + c); });
-        },
-        [&](auto i, const auto& row) __attribute__((always_inline)) {
-          walk<P::size>(out + i * P::size * step + c, step,
-                        [&](auto j, auto* at) __attribute__((always_inline)) { store(at, row[j]); });
-        });
+    transform<from, to, V>([](const auto& d, auto& v) __attribute__((always_inline)) { Step::apply(d, v); },
+                           [&](auto j, auto& column) __attribute__((always_inline)) {
+                             unrolled<from>([&](auto i) __attribute__((always_inline)) {
+                               column[i] = load_pixel(pixel[i * from + j] + c);
+                             });
+                           },
+                           [&](auto i, const auto& row) __attribute__((always_inline)) {
+                             walk<to>(out + i * to * step + c, step,
+                                      [&](auto j, auto* at) __attribute__((always_inline)) { store(at, row[j]); });
+                           });
   };
   int64_t c = 0;
   for (; c + V::lanes <= channels; c += V::lanes) square(c, [](const T* p) { return load(p); });
@@ -168,18 +222,31 @@ void transform_filter(const A* packed, int64_t packed_step, int64_t count, A* ou
         });
 }
 
-// One register of channels of an output tile, from the sums of its frequencies at m + f·step.
-template <class P, class A>
-void transform_output(const A* m, int64_t step, Vec<A> (&y)[P::outputs][P::outputs]) {
-  transform<P::size, P::outputs, Vec<A>>(
-      [](const auto& in, auto& out) __attribute__((always_inline)) { P::output(in, out); },
+// Frequencies at m + f·step, reduced to a square of Out x Out by `reduce`, one of P's steps.
+template <class P, int Out, class A, class Reduce>
+[[gnu::always_inline]] inline void transform_back(const A* m, int64_t step, Vec<A> (&y)[Out][Out], Reduce reduce) {
+  transform<P::size, Out, Vec<A>>(
+      reduce,
       [&](auto j, auto& column) __attribute__((always_inline)) {
         walk<P::size>(m + j * step, P::size * step,
                       [&](auto i, auto* at) __attribute__((always_inline)) { column[i] = load(at); });
       },
       [&](auto i, const auto& row) __attribute__((always_inline)) {
-        unrolled<P::outputs>([&](auto j) __attribute__((always_inline)) { y[i][j] = row[j]; });
+        unrolled<Out>([&](auto j) __attribute__((always_inline)) { y[i][j] = row[j]; });
       });
+}
+
+// One register of channels of an output tile, from the sums of its frequencies.
+template <class P, class A>
+void transform_output(const A* m, int64_t step, Vec<A> (&y)[P::outputs][P::outputs]) {
+  transform_back<P>(m, step, y, [](const auto& in, auto& out) __attribute__((always_inline)) { P::output(in, out); });
+}
+
+// One register of channels of a filter's gradient.
+template <class P, class A>
+void transform_filter_gradient(const A* m, int64_t step, Vec<A> (&g)[filter_size][filter_size]) {
+  transform_back<P>(m, step, g,
+                    [](const auto& in, auto& out) __attribute__((always_inline)) { P::filter_gradient(in, out); });
 }
 
 }  // namespace fastconv::FASTCONV_ISA::winograd

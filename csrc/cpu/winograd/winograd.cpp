@@ -60,9 +60,12 @@ class Winograd {
         parallel_(parallel),
         s_(p, parallel.threads()),
         tail_(p, args),
-        source_(static_cast<const T*>(s_.dgrad ? args.y : args.x)),
+        planes_(p.layout == Layout::nchw),
+        tiling_{s_.h.tiles, s_.w.tiles},
         arena_(args.workspace),
-        work_(arena_, s_, parallel.threads()) {
+        work_(arena_, s_, parallel.threads()),
+        squares_(static_cast<const T*>(s_.dgrad ? args.y : args.x), p.layout, s_.channels, s_.h, s_.w, P::outputs,
+                 work_.zeros) {
     std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
     for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
@@ -77,26 +80,6 @@ class Winograd {
 
  private:
   using Own = Private<P, T>;
-
-  // Neighbouring tiles of one row of tiles.
-  struct Run {
-    int64_t tile, count;  // the first of all, and how many
-    int64_t n, y, x;      // image, and written position of the first
-  };
-
-  Run run_of(int64_t first, int64_t last) const {
-    const int64_t row = first / s_.w.tiles;
-    return {first, last - first, row / s_.h.tiles, row % s_.h.tiles * P::outputs, first % s_.w.tiles * P::outputs};
-  }
-
-  template <class F>
-  void each_run(int64_t first, int64_t last, F&& f) const {
-    for (int64_t t = first; t < last;) {
-      const int64_t end = std::min({last, t + run_tiles, (t / s_.w.tiles + 1) * s_.w.tiles});
-      f(run_of(t, end));
-      t = end;
-    }
-  }
 
   Own own(int thread) const {
     Arena arena(work_.threads + thread * work_.thread_bytes);
@@ -118,7 +101,7 @@ class Winograd {
       point_rows(mine, mine.input, s_.block);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
-        each_run(first, last, [&](const Run& run) {
+        tiling_.each_run(first, last, [&](const Run& run) {
           for (int64_t c = 0; c < s_.channels; c += depth_chunk)
             input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
         });
@@ -126,7 +109,7 @@ class Winograd {
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels,
                      work_.filter + f * s_.filter_step + panel * s_.channels * s_.width);
-        each_run(first, last, [&](const Run& run) {
+        tiling_.each_run(first, last, [&](const Run& run) {
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
         });
@@ -140,7 +123,7 @@ class Winograd {
       const Own mine = own(thread);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i / s_.chunks / s_.runs * s_.w.tiles, piece = i / s_.chunks % s_.runs;
-        const Run run = run_of(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
+        const Run run = tiling_.run(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
         input(mine, run, i % s_.chunks * depth_chunk, work_.input + run.tile * s_.input_row);
       }
     });
@@ -154,7 +137,8 @@ class Winograd {
           for (int64_t f = 0; f < P::frequencies; ++f)
             multiply(mine, f, s_.tiles, panel, 0, c, depth, mine.filter + f * s_.filter_step);
         }
-        each_run(0, s_.tiles, [&](const Run& run) { output(mine, run, panel, mine.sums + run.tile * s_.sum_row); });
+        tiling_.each_run(0, s_.tiles,
+                         [&](const Run& run) { output(mine, run, panel, mine.sums + run.tile * s_.sum_row); });
       }
     });
   }
@@ -184,58 +168,27 @@ class Winograd {
 
   // V of up to depth_chunk channels of a run; the first tile's at `out`.
   void input(const Own& mine, const Run& run, int64_t first, A* out) const {
-    const int64_t count = std::min(depth_chunk, s_.channels - first);
-    const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin;
-    if (!s_.planes) {
-      const int64_t row = s_.w.source * s_.channels;
-      const T* corner = source_ + (run.n * s_.h.source + y) * row + x * s_.channels + first;
-      return transform_run(mine, run, corner, row, s_.channels, count, out + first);
-    }
-    const int64_t left = std::max<int64_t>(x, 0);
-    const int64_t right = std::min(x + (run.count - 1) * P::outputs + P::size, s_.w.source);
-    for (int64_t i = 0; i < P::size; ++i)
-      if (y + i >= 0 && y + i < s_.h.source && left < right)
-        transpose(source_ + ((run.n * s_.channels + first) * s_.h.source + y + i) * s_.w.source + left,
-                  s_.h.source * s_.w.source, count, right - left,
-                  mine.stage + (i * s_.stage_pixels + left - x) * s_.stage_row, s_.stage_row);
-    transform_run<A>(mine, run, mine.stage, s_.stage_pixels * s_.stage_row, s_.stage_row, count, out + first);
-  }
-
-  // `corner` is where the first pixel of the first tile lies, or would lie; `row` and `step` lead to its neighbours.
-  template <class S>
-  void transform_run(const Own& mine, const Run& run, const S* corner, int64_t row, int64_t step, int64_t count,
-                     A* out) const {
-    const S** pixel = reinterpret_cast<const S**>(mine.pixel);
-    const S* zeros = reinterpret_cast<const S*>(work_.zeros);
-    for (int64_t t = 0; t < run.count; ++t) {
-      const int64_t y = run.y + s_.h.origin, x = run.x + s_.w.origin + t * P::outputs;
-      const S* tile = corner + t * P::outputs * step;
-      for (int64_t i = 0; i < P::size; ++i)
-        for (int64_t j = 0; j < P::size; ++j) {
-          const bool inside = y + i >= 0 && y + i < s_.h.source && x + j >= 0 && x + j < s_.w.source;
-          pixel[i * P::size + j] = inside ? tile + i * row + j * step : zeros;
-        }
-      transform_input<P>(pixel, count, out + t * s_.input_row, s_.input_step);
-    }
+    squares_.transform(run, first, std::min(depth_chunk, s_.channels - first), mine.square, out + first, s_.input_row,
+                       s_.input_step);
   }
 
   // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
   void multiply(const Own& mine, int64_t f, int64_t tiles, int64_t panel, int64_t column, int64_t first, int64_t depth,
                 const A* filter) const {
     const int vectors = s_.vectors(panel);
-    Tile<A> tile;
+    PixelTile<A> tile;
     tile.taps = 1;
     tile.start = work_.start;
     tile.out_offset = tile.residual_offset = f * s_.sum_step + column;
     tile.ahead = nullptr, tile.ahead_lines = 0;
     tile.clamped = false;
     tile.last = lanes;
-    const int64_t strips = ceil_div(tiles, s_.strip);
+    const int64_t strips = divide_up(tiles, s_.strip);
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t begin = s * tiles / strips, end = (s + 1) * tiles / strips;
       tile.rows = mine.input_rows + begin;
       tile.out = mine.sum_rows + begin;
-      const TileFunction<A> function = tile_function<A>(static_cast<int>(end - begin), vectors);
+      const PixelTileFunction<A> function = tile_function<A>(static_cast<int>(end - begin), vectors);
       for (int64_t c = first; c < first + depth; c += depth_chunk) {
         tile.run = std::min(depth_chunk, first + depth - c);
         tile.offset = f * s_.input_step + c;
@@ -249,15 +202,16 @@ class Winograd {
   // Writes the channels of a panel of a run; the first tile's sums lie at m.
   [[gnu::flatten]] void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
     const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
-    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - run.y);
-    const int64_t cols = std::min(run.count * P::outputs, s_.w.written - run.x);
+    const int64_t y0 = run.i * P::outputs, x0 = run.j * P::outputs;
+    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - y0);
+    const int64_t cols = std::min(run.count * P::outputs, s_.w.written - x0);
     for (int64_t t = 0; t < run.count; ++t, m += s_.sum_row) {
       const int64_t x = t * P::outputs, some_cols = std::min<int64_t>(P::outputs, cols - x);
       for (int64_t k = 0; k < count; k += lanes) {
         Vec<A> y[P::outputs][P::outputs];
         transform_output<P>(m + k, s_.sum_step, y);
         const int some = static_cast<int>(std::min<int64_t>(lanes, count - k));
-        if (s_.planes) {
+        if (planes_) {
           for (int64_t i = 0; i < P::outputs; ++i)
             for (int64_t j = 0; j < P::outputs; ++j)
               store(mine.tile + (i * run_tiles * P::outputs + x + j) * s_.width + k, y[i][j]);
@@ -265,10 +219,10 @@ class Winograd {
         }
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < some_cols; ++j)
-            tail_.put_channels(run.n, first + k, (run.y + i) * s_.w.written + run.x + x + j, y[i][j], some);
+            tail_.put_channels(run.n, first + k, (y0 + i) * s_.w.written + x0 + x + j, y[i][j], some);
       }
     }
-    if (s_.planes)
+    if (planes_)
       for (int64_t i = 0; i < rows; ++i)
         put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
   }
@@ -283,7 +237,8 @@ class Winograd {
         for (int c = 0; c < lanes; ++c) block[c] = c < some ? load(from + (x + c) * s_.width + k) : Vec<A>::zero();
         transpose(block);
         for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c)
-          tail_.put_pixels(run.n, first + k + c, (run.y + i) * s_.w.written + run.x + x, block[c], some);
+          tail_.put_pixels(run.n, first + k + c, (run.i * P::outputs + i) * s_.w.written + run.j * P::outputs + x,
+                           block[c], some);
       }
   }
 
@@ -292,26 +247,13 @@ class Winograd {
   const Parallel& parallel_;
   const Shape<P, T> s_;
   const Tail<T> tail_;
-  const T* source_;
+  const bool planes_;
+  const Tiling tiling_;
   Arena arena_;
   const Work<P, T> work_;
+  const Squares<InputStep<P>, T> squares_;
   int64_t slot_[filter_taps];
 };
-
-std::string refuses(const Problem& p) {
-  if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
-  const auto differs = [](const char* what, int64_t h, int64_t w, const char* only) {
-    return std::string("The ") + what + " is " + std::to_string(h) + "x" + std::to_string(w) + ": " + only;
-  };
-  if (p.h.window != filter_size || p.w.window != filter_size)
-    return differs("filter", p.h.window, p.w.window, "the transforms are for 3x3.");
-  if (p.h.stride != 1 || p.w.stride != 1)
-    return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
-  if (p.h.dilation != 1 || p.w.dilation != 1)
-    return differs("dilation", p.h.dilation, p.w.dilation, "the taps must be neighbours.");
-  if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
-  return {};
-}
 
 template <class P>
 int64_t workspace(const Problem& p, int threads) {
