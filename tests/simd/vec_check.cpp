@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/simd/permute.h"
 #include "cpu/simd/vec.h"
 
 using namespace fastconv;
@@ -104,6 +105,21 @@ void rounding(const char* type) {
   }
 }
 
+// Every lane from every lane, and all from one.
+template <class A>
+void permutations(const char* type) {
+  using V = Vec<A>;
+  A from[V::lanes], to[V::lanes];
+  for (int i = 0; i < V::lanes; ++i) from[i] = A(i + 1);
+  for (int step = 0; step <= V::lanes; ++step)
+    for (int shift = 0; shift < V::lanes; ++shift) {
+      int32_t lane[V::lanes];
+      for (int i = 0; i < V::lanes; ++i) lane[i] = (i * step + shift) % V::lanes;
+      permute(V::load(from), Permutation<A>::load(lane)).store(to);
+      for (int i = 0; i < V::lanes; ++i) expect(to[i] == from[lane[i]], type, i, to[i], from[lane[i]]);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -113,6 +129,8 @@ int main() {
   memory_verbs<double>("f64");
   memory_verbs<bf16>("bf16");
   memory_verbs<f16>("f16");
+  permutations<float>("permute f32");
+  permutations<double>("permute f64");
   rounding<bf16>("bf16 rounding");
   rounding<f16>("f16 rounding");
   std::printf("%d violations\n", failures);

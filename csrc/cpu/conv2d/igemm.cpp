@@ -346,7 +346,10 @@ Cost cost(const Problem& p, int threads) {
       const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
       if (!pixels) continue;
       const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
-      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width;
+      // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at
+      // half the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
+      const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
+      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace;
       const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
       busiest += flops * double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
                  double(strips * panels);
