@@ -2,9 +2,9 @@
 
     python benchmarks/sweep.py [--passes fprop,dgrad,wgrad] [--threads 1,2] [--seconds 0.03]
 
-GFLOP/s of the direct count; the centre is n1 c64 k64 28x28, 3x3, 1x1 and depthwise, and a handful of products for the
-kernel that takes no more. Writes sweep_<pass>.json and sweep_<pass>.png under benchmarks/results/<machine>/ and prints
-every cliff: a point below 0.6 of both its neighbours. Run it on an idle machine.
+GFLOP/s of the direct count; the centre is n1 c64 k64 28x28, 3x3, 1x1, grouped and depthwise, and a handful of products
+for the kernel that takes no more. Writes sweep_<pass>.json and sweep_<pass>.png under benchmarks/results/<machine>/ and
+prints every cliff: a point below 0.6 of both its neighbours. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def plot(points: list[Point], cliffs: list[Cliff], title: str, path: Path) -> No
     families, axes = list(sweep.FAMILIES), list(sweep.AXES)
     size = INCHES[0] * len(axes), INCHES[1] * len(families)
     figure, grid = pyplot.subplots(len(families), len(axes), figsize=size, squeeze=False)
-    colours = {who: f"C{i}" for i, who in enumerate((*sweep.ALGORITHMS, sweep.TORCH))}
+    colours = {who: f"C{i}" for i, who in enumerate((*sweep.algorithms(), sweep.TORCH))}
     most = max(point.threads for point in points)
     fallen = {(c.family, c.axis, c.threads, c.who, c.value) for c in cliffs}
     for first, who, rated in sweep.series(points):

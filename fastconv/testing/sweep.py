@@ -19,7 +19,6 @@ from fastconv.profiling import timer
 from fastconv.registry import Kernel
 from fastconv.testing import bench, corpus, oracle, peer
 
-ALGORITHMS = ("igemm", "im2col", "winograd2", "winograd4", "direct", "depthwise")
 TORCH = "torch"  # the better of its two layouts
 LAYOUTS = ("nhwc", "nchw")
 AXES = {
@@ -38,10 +37,15 @@ CENTRE = {"batch": 1, "map": 28, "channels": 64}
 FAMILIES = {
     "3x3": ("n{batch}c{channels}h{map}w{map}_k{channels}r3s3_p1_f32nhwc", CENTRE),
     "1x1": ("n{batch}c{channels}h{map}w{map}_k{channels}r1s1_f32nhwc", CENTRE),
+    "grouped 3x3": (  # 32 groups, of so many channels each
+        "n{batch}c{of_32_groups}h{map}w{map}_k{of_32_groups}r3s3_p1_g32_f32nhwc",
+        {"batch": 1, "map": 28, "channels": 4},
+    ),
     "depthwise 3x3": ("n{batch}c{channels}h{map}w{map}_k{channels}r3s3_p1_g{channels}_f32nhwc", CENTRE),
     "tiny 3x3": ("n{batch}c{channels}h{map}w{map}_k{channels}r3s3_p1_f32nhwc", {"batch": 1, "map": 4, "channels": 1}),
 }
-TINY_MOST = {"batch": 4, "map": 10, "channels": 4}  # where even the kernel for a handful of products has long refused
+# The last value of an axis: 2048 channels, and where the kernel for a handful of products has long refused.
+LAST = {"grouped 3x3": {"channels": 64}, "tiny 3x3": {"batch": 4, "map": 10, "channels": 4}}
 CLIFF = 0.6  # of both neighbours
 
 
@@ -86,9 +90,16 @@ def problems(pass_: str) -> Iterator[tuple[str, str, int, Problem]]:
     for family, (text, centre) in FAMILIES.items():
         for axis, values in AXES.items():
             for value in values:
-                if family != "tiny 3x3" or value <= TINY_MOST[axis]:
-                    problem = Problem(text.format(**centre | {axis: value}))
+                if value <= LAST.get(family, {}).get(axis, value):
+                    sizes = centre | {axis: value}
+                    problem = Problem(text.format(**sizes, of_32_groups=32 * sizes["channels"]))
                     yield family, axis, value, corpus.backward(problem, pass_)
+
+
+def algorithms() -> list[str]:
+    """Those of every hand-written convolution kernel, in the order of the list."""
+    rows = (k for k in registry.kernels() if k.op == "conv2d" and k.native is not None and not k.is_reference)
+    return list(dict.fromkeys(k.algorithm for k in rows))
 
 
 def kernel_of(algorithm: str, problem: Problem) -> tuple[Kernel, Problem] | None:
@@ -124,7 +135,7 @@ def rates(problem: Problem, threads: Sequence[int], seconds: float) -> dict[int,
     exact = oracle.ask(problem)
     tensors = {at: bench.operand_sets(exact.tensors, problem.replace(layout=at), cold=False)[0] for at in LAYOUTS}
     calls = {f"{TORCH} {at}": peer.torch_call(problem.replace(layout=at), tensors[at]) for at in LAYOUTS}
-    for algorithm in ALGORITHMS:
+    for algorithm in algorithms():
         found = kernel_of(algorithm, problem)
         if found is None:
             continue
@@ -152,7 +163,7 @@ def series(points: Sequence[Point]) -> Iterator[tuple[Point, str, list[tuple[Poi
 
     for _, group in groupby(sorted(points, key=line), line):
         along = list(group)
-        for who in (*ALGORITHMS, TORCH):
+        for who in (*algorithms(), TORCH):
             rated = [(point, point.rates[who]) for point in along if who in point.rates]
             if rated:
                 yield along[0], who, rated

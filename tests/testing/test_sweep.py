@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastconv import registry
 from fastconv.problem import Problem
 from fastconv.profiling import machine, timer
 from fastconv.profiling.timer import Timing
@@ -33,11 +34,15 @@ def test_one_axis_moves_at_a_time_and_every_algorithm_meets_its_problems(pass_):
         assert family == "tiny 3x3" or centre[axis] in values
         for _, _, value, problem in along:
             sizes = centre | {axis: value}
-            assert (problem.n, problem.c, problem.k) == (sizes["batch"], sizes["channels"], sizes["channels"])
+            groups = 32 if "grouped" in family else problem.c if "depthwise" in family else 1
+            channels = sizes["channels"] * (groups if "grouped" in family else 1)
+            assert (problem.n, problem.c, problem.k, problem.groups) == (sizes["batch"], channels, channels, groups)
             assert (problem.h.size, problem.w.size) == (sizes["map"], sizes["map"])
-            assert problem.groups == (problem.c if "depthwise" in family else 1)
-    met = {name for *_, problem in sweep.problems(pass_) for name in sweep.ALGORITHMS if sweep.kernel_of(name, problem)}
-    assert met == ({"igemm", "im2col", "depthwise"} if pass_ == "wgrad" else set(sweep.ALGORITHMS))
+    met = {
+        name for *_, problem in sweep.problems(pass_) for name in sweep.algorithms() if sweep.kernel_of(name, problem)
+    }
+    own = (k for k in registry.kernels() if k.op == "conv2d" and k.native is not None and not k.is_reference)
+    assert met == {k.algorithm for k in own if k.pass_ == pass_}
 
 
 def test_an_algorithm_runs_on_its_widest_registers_in_the_layout_it_takes():
