@@ -70,7 +70,7 @@ def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: st
     """Of each output of a 3x3 convolution, the largest sum |x||w| in any tile that can hold it.
 
     first, second: as in ``inputs.operand_names``. Tiles may reach over the edges of the map: the sums there count too.
-    Of wgrad, the largest sum |x||dy| among the taps that the pixels of a tile can stand for.
+    Of wgrad, the largest sum |x||dy| at any distance that two pixels of a tile can have: every tap sees them all.
     """
     tile, reach = TILE[algorithm], 2
     source, filter, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
@@ -85,8 +85,10 @@ def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: st
     pads = []
     for low, (size, written) in zip(lows, sizes, strict=True):
         pads += [low + tile - 1, written - size + reach - low + tile - 1]
-    sums = F.max_pool2d(F.conv2d(F.pad(source, pads), filter), 2 * tile - 1, stride=1)
-    return sums.transpose(0, 1) if problem.pass_ == "wgrad" else sums
+    sums = F.conv2d(F.pad(source, pads), filter)
+    if problem.pass_ == "wgrad":
+        return sums.amax((2, 3), keepdim=True).expand(-1, -1, reach + 1, reach + 1).transpose(0, 1)
+    return F.max_pool2d(sums, 2 * tile - 1, stride=1)
 
 
 def storage(dtype: str) -> float:

@@ -229,7 +229,9 @@ class Gather {
       const auto [next_begin, next_end] = height == 2 ? h.clip(j + 1) : std::pair<int64_t, int64_t>{0, 0};
       const int64_t shift = -tap_begin;  // the first source row is read through the first valid tap row
       const int64_t next_shift = shift + h.in_step;
-      const int64_t count = std::max(tap_end + shift, height == 2 ? next_end + next_shift : 0);
+      // A row that lies in the padding only reads nothing, wherever its empty range ends.
+      const int64_t below = next_begin < next_end ? next_end + next_shift : 0;
+      const int64_t count = std::max(tap_begin < tap_end ? tap_end + shift : 0, below);
       const int64_t source = h.source(j) + tap_begin * h.dilation;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t y = source + i * h.dilation;
