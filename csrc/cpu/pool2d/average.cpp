@@ -9,9 +9,10 @@
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
 //   forward NCHW 3x3/1 192@28 5.3 and 6.2, 2x2/2 128@56 3.3 and 3.3, global 2048@7 1.2 and 1.1
 //   forward NHWC 3x3/1 192@28 1.9 and 1.3, 2x2/2 128@56 1.3 and 1.1, global 2048@7 1.3 and 1.7
-// NCHW at batch 8 with two threads, since rows of stride 2 are read in registers to their end: 2x2/2 128@56 0.77 to
-// 0.51 ms (5.8x torch), 3x3/1 192@28 0.56 ms (9x), global 2048@7 0.041 ms, 78 GB/s: the copy bandwidth. Loses in NHWC
-// for windows above about 7x7 that overlap, where every tap is read anew for each output.
+// NCHW at batch 8 with two threads: 2x2/2 128@56 0.51 ms by rows and 0.18 ms by pairs (pairs.h; 18x torch), 3x3/1
+// 192@28 0.56 ms (9x), global 2048@7 0.041 ms, 78 GB/s: the copy bandwidth. Loses in NHWC for windows above about 7x7
+// that overlap, where every tap is read anew for each output.
+#include "pairs.h"
 #include "plain.h"
 #include "rows.h"
 
@@ -33,6 +34,11 @@ class Average {
     constexpr int64_t fewest_columns = 4;
     return !rows.adaptive && !columns.adaptive && columns.out >= fewest_columns && columns.stride <= max_phases;
   }
+  // Every output is one input.
+  bool identity() const {
+    const auto same = [](const Windows& w) { return !w.adaptive && w.window == 1 && w.stride == 1 && w.in == w.out; };
+    return same(rows) && same(columns) && rows.pad == 0 && columns.pad == 0 && !p.divisor_override;
+  }
   // Every output is the average of its whole plane.
   bool global() const {
     return p.out_pixels() == 1 && rows.at(0).count == rows.in && columns.at(0).count == columns.in;
@@ -43,6 +49,7 @@ class Average {
   }
 
   void fprop(const Parallel& parallel) const {
+    if (identity()) return copy(args.x, parallel);
     if (p.layout == Layout::nhwc) {
       const int64_t blocks = channel_blocks();
       parallel(p.n * p.h.out * blocks, [&](int64_t begin, int64_t end, int) {
@@ -51,10 +58,14 @@ class Average {
       return;
     }
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
-      const bool whole = global();
-      const A by = whole ? divisor(rows.at(0), columns.at(0)) : A(1);
+      const bool whole = global(), pairs = in_pairs(rows, columns);
+      const A by = whole || pairs ? divisor(rows.at(0), columns.at(0)) : A(1);
       if (whole)
         for (int64_t i = begin; i < end; ++i) whole_plane(i, by);
+      else if (pairs)
+        pool_pairs<T>(
+            p, args, rows, begin, end, [](V sum, V next) { return sum + next; },
+            [&](V sum) { return sum / V::broadcast(by); });
       else if (by_rows())
         planes(begin, end, thread);
       else
@@ -63,6 +74,7 @@ class Average {
   }
 
   void dgrad(const Parallel& parallel) const {
+    if (identity()) return copy(args.y, parallel);
     if (p.layout == Layout::nhwc) {
       parallel(p.n * p.h.in, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) nhwc_gradient_row(i / p.h.in, i % p.h.in);
@@ -150,6 +162,14 @@ class Average {
         for (int u = 0; u < regs; ++u) sum[u] = fma(load(from + u * V::lanes, count), share, sum[u]);
       }
     for (int u = 0; u < regs; ++u) store(dx + u * V::lanes, sum[u], count);
+  }
+
+  void copy(const void* from, const Parallel& parallel) const {
+    parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
+      const int64_t pixels = p.in_pixels();
+      std::copy(static_cast<const T*>(from) + begin * pixels, static_cast<const T*>(from) + end * pixels,
+                static_cast<T*>(args.out) + begin * pixels);
+    });
   }
 
   // ---- NCHW ----

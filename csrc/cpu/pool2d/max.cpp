@@ -5,7 +5,8 @@
 // NCHW: a register of output columns. A row of x goes once into scratch in phase order (rows.h); the maxima of its
 // S taps, for all output columns, are kept in a ring of rows, so vertically overlapping windows share them; an output
 // row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
-// to the sign of a zero. Few output columns or ragged adaptive windows go element by element. The gradient adds each
+// to the sign of a zero. Windows two columns wide that lie side by side need none of it where no index is asked for
+// (pairs.h). Few output columns or ragged adaptive windows go element by element. The gradient adds each
 // dy to the pixel its index names, a plane on one thread.
 // Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
@@ -15,11 +16,13 @@
 // The gradient in NCHW, two threads: 3x3/2 64@112 1.2 and 1.7, 2x2/2 64@224 1.8, 3x3/2 256@13 batch 8 1.1; adding by
 // registers, tap by tap, was 1.0 to 6 times slower than adding element by element.
 // NCHW at batch 8 with two threads, since rows of stride 2 are read in registers to their end: 3x3/2 64@112 1.46
-// to 1.04 ms (24x torch), 2x2/2 128@56 1.45 to 0.52 ms (17x). Loses for windows above about 7x7 in NHWC, where every
-// tap is read anew for each output.
+// to 1.04 ms (24x torch). 2x2/2 without an index, since it needs no scratch, at batch 1 and 8: 512@14 92 to 19 us and
+// 489 to 107 us (12x and 22x torch NCHW), 512@28 152 to 32 us (37x). Loses for windows above about 7x7 in NHWC, where
+// every tap is read anew for each output.
 #include <array>
 #include <limits>
 
+#include "pairs.h"
 #include "plain.h"
 #include "rows.h"
 
@@ -350,7 +353,15 @@ template <bool gradient, class T, class I>
 void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
   if constexpr (!gradient) {
     if (p.layout == Layout::nhwc) return NhwcMax<T, I>(p, args).fprop(parallel);
-    if (by_rows(Windows(p, p.h), Windows(p, p.w))) return NchwMax<T, I>(p, args).fprop(parallel);
+    const Windows rows(p, p.h), columns(p, p.w);
+    if constexpr (std::is_void_v<I>)
+      if (in_pairs(rows, columns))
+        return parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
+          using V = Vec<arithmetic<T>>;
+          pool_pairs<T>(
+              p, args, rows, begin, end, [](V best, V value) { return max(value, best); }, [](V all) { return all; });
+        });
+    if (by_rows(rows, columns)) return NchwMax<T, I>(p, args).fprop(parallel);
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
     });
