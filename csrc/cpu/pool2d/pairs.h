@@ -1,5 +1,6 @@
-// NCHW windows two columns wide, side by side and wholly inside: the registers of a window's rows are combined as they
-// are read, then the even columns with the odd ones. Nothing goes through scratch, so that narrow planes cost little.
+// NCHW windows two columns wide, side by side and wholly inside: the even and the odd columns of a window's rows are
+// parted in registers and combined as they are read, in the order of torch's scan. Nothing goes through scratch, so
+// that narrow planes cost little.
 #pragma once
 
 #include "simd/tags.h"
@@ -14,7 +15,7 @@ inline bool in_pairs(const Windows& rows, const Windows& columns) {
   return inside(rows) && inside(columns) && columns.window == 2 && columns.stride == 2;
 }
 
-// Planes [begin, end): combine(so far, next) of the window's elements, then finish(all).
+// Planes [begin, end): combine(so far, next) for each of the window's elements, then finish(all).
 template <class T, class Combine, class Finish>
 void pool_pairs(const Problem& p, const Args& args, const Windows& rows, int64_t begin, int64_t end, Combine combine,
                 Finish finish) {
@@ -25,14 +26,13 @@ void pool_pairs(const Problem& p, const Args& args, const Windows& rows, int64_t
       const int count = static_cast<int>(std::min<int64_t>(V::lanes, p.w.out - q));
       const int first = std::min(2 * count, V::lanes), second = 2 * count - first;
       const T* x = static_cast<const T*>(args.x) + top * p.w.in + 2 * q;
-      V even = load(x, first), odd = second ? load(x + V::lanes, second) : V::zero();
-      for (int64_t r = 1; r < rows.window; ++r) {
-        x += p.w.in;
-        even = combine(even, load(x, first));
-        if (second) odd = combine(odd, load(x + V::lanes, second));
+      V all;
+      for (int64_t r = 0; r < rows.window; ++r, x += p.w.in) {
+        V even = load(x, first), odd = second ? load(x + V::lanes, second) : V::zero();
+        unweave(even, odd);
+        all = combine(r ? combine(all, even) : even, odd);
       }
-      unweave(even, odd);
-      store(static_cast<T*>(args.out) + i * p.w.out + q, finish(combine(even, odd)), count);
+      store(static_cast<T*>(args.out) + i * p.w.out + q, finish(all), count);
     }
   }
 }
