@@ -15,6 +15,22 @@
 // of 32 channels; the gradient once a chunk. Chunks and groups depend on the problem alone, and every sum has one
 // order: neither pieces nor threads show in the bits.
 //
+// Measured (Zen 4, both cores, f32, 2026-11-22, GFLOP/s of the direct count, medians, channels_last, batch 1 / 8; torch
+// is the better of its two layouts, all in turns). Ours write a gradient that exists, torch allocates its own: with 512
+// filters it pays for 9 MB of fresh pages and the ratio says little; conv_wgrad.md under benchmarks/results allocates
+// on both sides, and has 1.6 to 3.4 times torch on the layers of the first five rows but 128@28 at batch 1 (1.5).
+//                 winograd4 avx512   avx2        igemm avx512   torch
+//   64@56         698 / 511          583 / 450   190 / 182      200 / 180
+//   128@28        600 / 600          513 / 476   181 / 181      189 / 208
+//   256@14        431 / 404          403 / 342   163 / 173      150 / 201
+//   512@7         197 / 368          174 / 327   117 / 145       21 / 108
+//   512@14        284 / 270          243 / 281   159 / 167       59 / 144
+//   64@224        529 / 568          452 / 478   176 / 105      185 / 172
+//   128@112       506 / 517          425 / 354   183 / 155      182 / 145
+//   256@56        510 / 580          382 / 403   159 / 160      188 / 177
+//   512@28        388 / 495          322 / 431   161 / 184      178 / 204
+// It loses to igemm with 3 input channels (64@56: twice its time) and with 8 on both sides, and to torch at 24->64@14
+// and 32->64@14, batch 8 (0.5 and 0.7 times).
 #include <type_traits>
 
 #include "cpu/conv2d/tile.h"
