@@ -11,7 +11,9 @@ from fastconv.testing.check import check_conv
 
 LINE = 64
 WIDTH, CHANNELS = 512, 16
-KERNELS = [k for k in registry.kernels() if (k.op, k.algorithm) == ("conv2d", "igemm") and k.pass_ != "wgrad"]
+KERNELS = [
+    k for k in registry.kernels() if k.op == "conv2d" and k.algorithm in ("igemm", "stem") and k.pass_ != "wgrad"
+]
 
 
 @pytest.mark.parametrize("offset", [0, 1])

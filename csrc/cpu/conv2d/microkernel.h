@@ -21,20 +21,13 @@ inline constexpr int tile_vectors = 2;
 inline constexpr int tile_rows = (vector_registers - tile_vectors - 1) / tile_vectors;
 inline constexpr int max_tile_rows = tile_vectors * tile_rows;
 
+// Where a tile's sums go and what is done to them on the way.
 template <class A>
-struct PixelTile {
-  const A* const* rows;  // [tap][pixel]
-  int64_t taps;
-  int64_t run;
-  int64_t offset;            // added to every row pointer: the first channel of a group
-  const A* weights;          // [tap][run][V lanes]
-  const A* start;            // V lanes: what the sums start from (the bias, or zeros)
+struct TileEnd {
   A* const* out;             // [pixel]
   int64_t out_offset;        // added to every out pointer
   const A* const* residual;  // [pixel], at the same channels (residual_offset), or null
   int64_t residual_offset;
-  const char* ahead;  // what a later tile reads: one piece of ahead_lines cache lines per tap is brought into L2
-  int64_t ahead_lines;
   bool clamped;  // the activation is a clamp to [low, high]
   A low, high;
   int last;     // lanes of the last vector that exist
@@ -42,17 +35,27 @@ struct PixelTile {
 };
 
 template <class A>
+struct PixelTile : TileEnd<A> {
+  const A* const* rows;  // [tap][pixel]
+  int64_t taps;
+  int64_t run;
+  int64_t offset;     // added to every row pointer: the first channel of a group
+  const A* weights;   // [tap][run][V lanes]
+  const A* start;     // V lanes: what the sums start from (the bias, or zeros)
+  const char* ahead;  // what a later tile reads: one piece of ahead_lines cache lines per tap is brought into L2
+  int64_t ahead_lines;
+};
+
+template <class A>
 using PixelTileFunction = void (*)(const PixelTile<A>&);
 
 template <class A, int M, int V>
-void multiply_tile(const PixelTile<A>& t) {
+[[gnu::always_inline]] inline void start_tile(Vec<A> (&acc)[M][V], const A* from, const TileEnd<A>& t) {
   constexpr int lanes = Vec<A>::lanes;
-  Vec<A> acc[M][V];
   unrolled<V>([&](auto v) __attribute__((always_inline)) {
-    const Vec<A> start = load(t.start + v * lanes);
+    const Vec<A> start = load(from + v * lanes);
     unrolled<M>([&](auto i) __attribute__((always_inline)) { acc[i][v] = start; });
   });
-
   // The stores come in one burst: their lines are fetched while the sums are still running.
   if (!t.stream)
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
@@ -60,25 +63,11 @@ void multiply_tile(const PixelTile<A>& t) {
       __builtin_prefetch(out, 1);
       if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
     });
+}
 
-  const A* weights = t.weights;
-  const A* const* rows = t.rows;
-  const int64_t end = t.offset + t.run;
-  for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
-    for (int64_t line = 0; line < t.ahead_lines; ++line)
-      __builtin_prefetch(t.ahead + (tap * t.ahead_lines + line) * cache_line, 0, 2);
-    const A* pixel[M];
-    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
-    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
-      Vec<A> w[V];
-      unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
-      unrolled<M>([&](auto i) __attribute__((always_inline)) {
-        const Vec<A> x = Vec<A>::broadcast(pixel[i][c]);
-        unrolled<V>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i][v], x, w[v]); });
-      });
-    }
-  }
-
+template <class A, int M, int V>
+[[gnu::always_inline]] inline void finish_tile(Vec<A> (&acc)[M][V], const TileEnd<A>& t) {
+  constexpr int lanes = Vec<A>::lanes;
   const bool partial = t.last < lanes;
   if (t.residual)
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
@@ -110,6 +99,33 @@ void multiply_tile(const PixelTile<A>& t) {
       unrolled<V - 1>([&](auto v) __attribute__((always_inline)) { store(out + v * lanes, acc[i][v]); });
       acc[i][V - 1].store(out + (V - 1) * lanes, t.last);
     });
+}
+
+template <class A, int M, int V>
+void multiply_tile(const PixelTile<A>& t) {
+  constexpr int lanes = Vec<A>::lanes;
+  Vec<A> acc[M][V];
+  start_tile(acc, t.start, t);
+
+  const A* weights = t.weights;
+  const A* const* rows = t.rows;
+  const int64_t end = t.offset + t.run;
+  for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
+    for (int64_t line = 0; line < t.ahead_lines; ++line)
+      __builtin_prefetch(t.ahead + (tap * t.ahead_lines + line) * cache_line, 0, 2);
+    const A* pixel[M];
+    unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
+    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
+      Vec<A> w[V];
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
+      unrolled<M>([&](auto i) __attribute__((always_inline)) {
+        const Vec<A> x = Vec<A>::broadcast(pixel[i][c]);
+        unrolled<V>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i][v], x, w[v]); });
+      });
+    }
+  }
+
+  finish_tile(acc, t);
 }
 
 // The instantiation for `rows` pixels and `vectors` vectors.
