@@ -22,11 +22,12 @@ bool read(PyObject* object, int64_t& value) {
   return overflow == 0;
 }
 
-// An int, or a tuple of two.
+// An int, or a tuple or list of two.
 bool read(PyObject* object, Pair& pair) {
-  if (PyTuple_CheckExact(object))
-    return PyTuple_GET_SIZE(object) == 2 && read(PyTuple_GET_ITEM(object, 0), pair[0]) &&
-           read(PyTuple_GET_ITEM(object, 1), pair[1]);
+  if (PyTuple_CheckExact(object) || PyList_CheckExact(object)) {
+    PyObject* const* items = PySequence_Fast_ITEMS(object);
+    return PySequence_Fast_GET_SIZE(object) == 2 && read(items[0], pair[0]) && read(items[1], pair[1]);
+  }
   if (!read(object, pair[0])) return false;
   pair[1] = pair[0];
   return true;

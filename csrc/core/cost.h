@@ -42,10 +42,12 @@ constexpr Rates nominal_rates(Isa isa) {
   return {6e9, 10e9, 10e9, 10e9};
 }
 
-// The cores' own work, unless the caches or the memory they share take longer.
+// The cores' own work, unless the caches or the memory they share take longer; of two kernels that wait for the memory
+// the one with less work is the better.
 constexpr double estimated_seconds(const Cost& cost, int threads, const Rates& rates) {
+  constexpr double never_hidden = 1.0 / 16;
   const double core = (cost.flops / rates.flops + cost.moved / rates.moved) * cost.imbalance / threads;
-  return std::max({core, cost.shared / rates.shared / threads, cost.memory / rates.memory});
+  return std::max({core, cost.shared / rates.shared / threads, cost.memory / rates.memory}) + never_hidden * core;
 }
 
 }  // namespace fastconv
