@@ -1,0 +1,55 @@
+// The two ends of a dgrad by phases where tensors are not pixels of neighbouring channels: the source laid out anew,
+// and results turned into planes.
+#pragma once
+
+#include "cpu/epilogue.h"
+#include "phases_shape.h"
+#include "simd/transpose.h"
+
+namespace fastconv::FASTCONV_ISA::phases {
+
+// The source as pixels `shape.pixel` apart, in the arithmetic type.
+template <class T>
+void copy_source(const Problem& p, const Shape<T>& shape, const T* source, arithmetic<T>* copy,
+                 const Parallel& parallel) {
+  using V = Vec<arithmetic<T>>;
+  const int64_t pixels = p.out_pixels();
+  if (shape.planes) {
+    const int64_t parts = divide_up(pixels, turned_at_once);
+    parallel(p.n * parts, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / parts, first = i % parts * turned_at_once;
+        transpose(source + n * p.k * pixels + first, pixels, p.k, std::min(turned_at_once, pixels - first),
+                  copy + (n * pixels + first) * shape.pixel, shape.pixel);
+      }
+    });
+    return;
+  }
+  parallel(p.n * pixels, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t c = 0; c < p.k; c += V::lanes) {
+        const int left = static_cast<int>(std::min<int64_t>(V::lanes, p.k - c));
+        store(copy + i * shape.pixel + c, load(source + i * p.k + c, left), left);
+      }
+  });
+}
+
+// Results of neighbouring pixels of a row, `count` of channels [channel, channel + channels), to their planes.
+template <class T>
+void put_row(const Tail<T>& tail, const arithmetic<T>* const* results, int64_t n, int64_t channel, int64_t channels,
+             int64_t pixel, int count) {
+  using V = Vec<arithmetic<T>>;
+  const bool plain = !tail.residual && tail.activation == Activation::none;
+  for (int64_t c = 0; c < channels; c += V::lanes) {
+    V block[V::lanes];
+    for (int i = 0; i < V::lanes; ++i) block[i] = i < count ? load(results[i] + c) : V::zero();
+    transpose(block);
+    const int rows = static_cast<int>(std::min<int64_t>(V::lanes, channels - c));
+    if (plain)
+      for (int i = 0; i < rows; ++i) store(tail.out + tail.out_at(n, channel + c + i, pixel), block[i], count);
+    else
+      for (int i = 0; i < rows; ++i) tail.put_pixels(n, channel + c + i, pixel, block[i], count);
+  }
+}
+
+}  // namespace fastconv::FASTCONV_ISA::phases
