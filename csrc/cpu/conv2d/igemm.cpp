@@ -103,8 +103,20 @@ class Igemm {
 
  private:
   void pack_all() const {
+    if (p_.pass == Pass::dgrad) return pack_by_depth();
     parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) pack(i, work_.packed + i * shape_.panel_size);
+      for (int64_t i = begin; i < end; ++i) pack(i, 0, shape_.depth, work_.packed + i * shape_.panel_size);
+    });
+  }
+
+  void pack_by_depth() const {
+    const int64_t parts = divide_up(shape_.depth, packed_at_once);
+    parallel_(p_.groups * parts, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % parts * packed_at_once, last = std::min(first + packed_at_once, shape_.depth);
+        for (int64_t panel = i / parts * shape_.panels; panel < (i / parts + 1) * shape_.panels; ++panel)
+          pack(panel, first, last, work_.packed + panel * shape_.panel_size);
+      }
     });
   }
 
@@ -135,7 +147,7 @@ class Igemm {
     const int64_t strips = divide_up(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
-    const bool shared = chunks.strips > 1;
+    const bool shared = chunks.strips > 1 || p_.pass == Pass::dgrad;
     if (shared) pack_all();
     Phase table = phase;
     if (shape_.merged) {
@@ -153,7 +165,7 @@ class Igemm {
           const A* packed = work_.packed + panel * shape_.panel_size;
           if (!shared) {
             packed = own.packed;
-            for (int64_t i = 0; i < count; ++i) pack(panel + i, own.packed + i * shape_.panel_size);
+            for (int64_t i = 0; i < count; ++i) pack(panel + i, 0, shape_.depth, own.packed + i * shape_.panel_size);
           }
           for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
             run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, count, packed);
@@ -168,7 +180,7 @@ class Igemm {
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
-  void pack(int64_t panel, A* out) const {
+  void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
@@ -177,7 +189,7 @@ class Igemm {
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * p_.filters_per_group() * stride[0] +
           panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, work_.slot, shape_.depth, panel_columns(panel), panel_vectors(panel) * lanes, out);
+    pack_panel(f, work_.slot, shape_.depth, begin, end, panel_columns(panel), panel_vectors(panel) * lanes, out);
   }
 
   // Copies one group's channels of the located rows into the stage.

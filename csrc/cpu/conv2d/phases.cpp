@@ -81,7 +81,7 @@ class Dgrad {
     const int64_t pixel_bytes = tail_.out_channels * static_cast<int64_t>(sizeof(T));
     const auto first = reinterpret_cast<intptr_t>(tail_.out + tail_.out_offset);
     stream_ = direct_ && shape_.columns % lanes == 0 && pixel_bytes % cache_line == 0 && first % cache_line == 0 &&
-              (getenv("STR") || p.n * tail_.pixels * pixel_bytes > machine().l3);
+              p.n * tail_.pixels * pixel_bytes > machine().l3;
     list_phases();
   }
 
@@ -97,8 +97,7 @@ class Dgrad {
 
     const int64_t panels = p_.groups * shape_.panels, blocks = shape_.block_count(p_);
     const Split chunks = split(p_, shape_, parallel_.threads());
-    const bool shared = shape_.merged() || chunks.blocks > 1;
-    if (shared) pack_all();
+    pack_all();
     parallel_(chunks.blocks * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       const Private<T> own = share_of(thread);
       for (int64_t task = begin; task < end; ++task) {
@@ -106,13 +105,8 @@ class Dgrad {
         const int64_t last_panel = (k + 1) * panels / chunks.panels;
         for (int64_t panel = k * panels / chunks.panels; panel < last_panel; panel += shape_.group_panels) {
           const int64_t count = std::min(shape_.group_panels, last_panel - panel);
-          const A* packed = work_.packed + panel * shape_.panel_size;
-          if (!shared) {
-            packed = own.packed;
-            for (int64_t i = 0; i < count; ++i) pack(panel + i, own.packed + i * shape_.panel_size);
-          }
           for (int64_t b = m * blocks / chunks.blocks; b < (m + 1) * blocks / chunks.blocks; ++b)
-            run_block(block_of(b), own, panel, count, packed);
+            run_block(block_of(b), own, panel, count);
         }
       }
       if (stream_) finish_streams();
@@ -122,7 +116,7 @@ class Dgrad {
  private:
   Private<T> share_of(int thread) const {
     Arena arena(work_.threads + thread * work_.thread_bytes);
-    return Private<T>(arena, shape_, !shape_.merged());
+    return Private<T>(arena, shape_);
   }
 
   void list_phases() const {
@@ -152,8 +146,13 @@ class Dgrad {
                 [&](int64_t begin, int64_t end, int thread) { filter.pack(begin, end, share_of(thread).turned); });
       return;
     }
-    parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) pack(i, work_.packed + i * shape_.panel_size);
+    const int64_t parts = divide_up(shape_.depth, packed_at_once);
+    parallel_(p_.groups * parts, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % parts * packed_at_once, last = std::min(first + packed_at_once, shape_.depth);
+        for (int64_t panel = i / parts * shape_.panels; panel < (i / parts + 1) * shape_.panels; ++panel)
+          pack(panel, first, last, work_.packed + panel * shape_.panel_size);
+      }
     });
   }
 
@@ -162,14 +161,14 @@ class Dgrad {
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
-  void pack(int64_t panel, A* out) const {
+  void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
     f.column = stride[1], f.depth = stride[0], f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * shape_.depth * stride[0] +
           panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, work_.slot, shape_.depth, panel_columns(panel), panel_vectors(panel) * lanes, out);
+    pack_panel(f, work_.slot, shape_.depth, begin, end, panel_columns(panel), panel_vectors(panel) * lanes, out);
   }
 
   Block block_of(int64_t i) const {
@@ -180,7 +179,7 @@ class Dgrad {
   }
 
   // Panels [panel, panel + count) of all phases of a block.
-  void run_block(const Block& block, const Private<T>& own, int64_t panel, int64_t count, const A* packed) const {
+  void run_block(const Block& block, const Private<T>& own, int64_t panel, int64_t count) const {
     const auto rows_before = [&](const AxisPhase& h, int64_t row) {
       return row / shape_.cells_h * h.grid + std::clamp<int64_t>(row % shape_.cells_h - h.cell, 0, h.grid);
     };
@@ -191,7 +190,8 @@ class Dgrad {
       const AxisPhase& h = work_.h[a];
       const int64_t row = rows_before(h, block.row), end_row = rows_before(h, block.end);
       if (row == end_row) continue;
-      for (int64_t b = 0; b < shape_.phases_w; ++b) {
+      const bool constant = shape_.planes && h.taps == 0 && !shape_.merged();
+      for (int64_t b = 0; b < (constant ? 0 : shape_.phases_w); ++b) {
         const AxisPhase& w = work_.w[b];
         const int64_t begin = row * w.grid + columns_before(w, block.first);
         const int64_t pixels = (end_row - row - 1) * w.grid + row * w.grid + columns_before(w, block.last) - begin;
@@ -199,10 +199,10 @@ class Dgrad {
         A* results = own.block + b * shape_.block_cells * shape_.pitch;
         const int64_t strips = divide_up(pixels, shape_.strip);
         for (int64_t s = 0; s < strips; ++s)
-          run_strip(phase, own, begin + s * pixels / strips, begin + (s + 1) * pixels / strips, panel, count, packed,
-                    results, block.row * shape_.cells_w + block.first);
+          run_strip(phase, own, begin + s * pixels / strips, begin + (s + 1) * pixels / strips, panel, count, results,
+                    block.row * shape_.cells_w + block.first);
       }
-      if (shape_.planes) put_planes(block, a, own.block, panel, count);
+      if (shape_.planes) put_planes(block, a, own, panel, count);
     }
   }
 
@@ -216,7 +216,7 @@ class Dgrad {
 
   // In planes, cell `cell` of the block lies at `results`.
   void run_strip(const Phase& phase, const Private<T>& own, int64_t begin, int64_t end, int64_t first_panel,
-                 int64_t panels, const A* packed, A* results, int64_t cell) const {
+                 int64_t panels, A* results, int64_t cell) const {
     const int count = static_cast<int>(end - begin);
     const bool direct = direct_ && !reaches_over(phase.w, begin, end);
     PixelTile<A> tile;
@@ -249,12 +249,12 @@ class Dgrad {
     const int64_t lines = rows_here ? divide_up(divide_up(fetched, cache_line), panels * tile.taps) : 0;
     tile.ahead = rows_here ? reinterpret_cast<const char*>(own.rows[rows_here - 1]) : nullptr;
     tile.ahead_lines = lines;
-    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, packed += shape_.panel_size) {
+    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
       const int64_t column = panel % shape_.panels * shape_.width;
       const int vectors = panel_vectors(panel);
       tile.offset = group * shape_.depth;
-      tile.weights = packed + phase.first_slot * shape_.depth * vectors * lanes;
+      tile.weights = work_.packed + panel * shape_.panel_size + phase.first_slot * shape_.depth * vectors * lanes;
       tile.start = work_.start + panel * shape_.width;
       tile.residual_offset = group * shape_.columns + column;
       tile.out_offset = direct ? tile.residual_offset : shape_.planes ? (panel - first_panel) * shape_.width : 0;
@@ -284,45 +284,43 @@ class Dgrad {
     }
   }
 
-  // The rows of row phase `a` that a block has, channel by channel.
-  void put_planes(const Block& block, int64_t a, const A* results, int64_t first_panel, int64_t panels) const {
+  // The rows of row phase `a` that a block has, to their planes.
+  void put_planes(const Block& block, int64_t a, const Private<T>& own, int64_t first_panel, int64_t panels) const {
     const AxisPhase& h = work_.h[a];
-    const int64_t x0 = (first_cell(p_.w) + block.first) * p_.w.stride - p_.w.pad_lo;
-    const int64_t x1 = x0 + (block.last - block.first) * p_.w.stride;
+    const int64_t x0 = (first_cell(p_.w) + block.first) * p_.w.stride - p_.w.pad_lo, x = std::max<int64_t>(0, x0);
+    const int64_t pixels = std::min(p_.w.in, x0 + (block.last - block.first) * p_.w.stride) - x;
     for (int64_t row = block.row; row < block.end; ++row) {
       const int64_t n = row / shape_.cells_h, i = row % shape_.cells_h - h.cell;
       if (i < 0 || i >= h.grid) continue;
-      const A* cells = results + (row - block.row) * (block.last - block.first) * shape_.pitch;
+      const A* cells = own.block + (row - block.row) * (block.last - block.first) * shape_.pitch;
+      list_results(cells, x - x0, pixels, own.results);
       for (int64_t q = 0; q < shape_.width_h; ++q) {
-        const int64_t y = h.out_first + i * h.out_step + q;
-        if (y >= 0 && y < h.out_size)
-          put_row_of_cells(n, y, x0, x1, cells + q * shape_.width_w * p_.c, first_panel, panels);
+        const int64_t y = h.out_first + i * h.out_step + q, pixel = y * p_.w.in + x;
+        if (y < 0 || y >= h.out_size) continue;
+        if (shape_.merged()) {
+          put_row(tail_, own.results, q * shape_.width_w * p_.c, n, 0, p_.c, pixel, pixels);
+          continue;
+        }
+        for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
+          const int64_t channel = panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width;
+          if (h.taps == 0)
+            put_constant_row(tail_, work_.start + panel * shape_.width, n, channel, panel_columns(panel), pixel,
+                             pixels);
+          else
+            put_row(tail_, own.results, (panel - first_panel) * shape_.width, n, channel, panel_columns(panel), pixel,
+                    pixels);
+        }
       }
     }
   }
 
-  // Pixels [x0, x1) of row y, those that lie inside; x0 is the first of a cell.
-  void put_row_of_cells(int64_t n, int64_t y, int64_t x0, int64_t x1, const A* cells, int64_t first_panel,
-                        int64_t panels) const {
-    const int64_t next_residue = shape_.width_w > 1 ? p_.c : shape_.block_cells * shape_.pitch;
-    const int64_t end = std::min(x1, p_.w.in), stride = p_.w.stride;
-    for (int64_t x = std::max<int64_t>(0, x0); x < end; x += lanes) {
-      const int count = static_cast<int>(std::min<int64_t>(lanes, end - x));
-      const A* pixel[lanes];
-      int64_t cell = (x - x0) / stride, residue = (x - x0) % stride;
-      for (int i = 0; i < count; ++i) {
-        pixel[i] = cells + cell * shape_.pitch + residue * next_residue;
-        if (++residue == stride) residue = 0, ++cell;
-      }
-      if (shape_.merged()) {
-        put_row(tail_, pixel, n, 0, p_.c, y * p_.w.in + x, count);
-        continue;
-      }
-      for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
-        const int64_t channel = panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width;
-        put_row(tail_, pixel, n, channel, panel_columns(panel), y * p_.w.in + x, count);
-        for (int i = 0; i < count; ++i) pixel[i] += shape_.width;
-      }
+  // Where the results of a row of cells lie, pixel by pixel from `skipped` on.
+  void list_results(const A* cells, int64_t skipped, int64_t pixels, const A** results) const {
+    const int64_t stride = p_.w.stride, next = shape_.width_w > 1 ? p_.c : shape_.block_cells * shape_.pitch;
+    int64_t cell = skipped / stride, residue = skipped % stride;
+    for (int64_t i = 0; i < pixels; ++i) {
+      results[i] = cells + cell * shape_.pitch + residue * next;
+      if (++residue == stride) residue = 0, ++cell;
     }
   }
 

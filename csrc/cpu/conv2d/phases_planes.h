@@ -19,8 +19,10 @@ void copy_source(const Problem& p, const Shape<T>& shape, const T* source, arith
     parallel(p.n * parts, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / parts, first = i % parts * turned_at_once;
-        transpose(source + n * p.k * pixels + first, pixels, p.k, std::min(turned_at_once, pixels - first),
-                  copy + (n * pixels + first) * shape.pixel, shape.pixel);
+        for (int64_t k = 0; k < p.k; k += V::lanes)  // a register of planes at a time: few pages
+          transpose(source + (n * p.k + k) * pixels + first, pixels, std::min<int64_t>(V::lanes, p.k - k),
+                    std::min(turned_at_once, pixels - first), copy + (n * pixels + first) * shape.pixel + k,
+                    shape.pixel);
       }
     });
     return;
@@ -34,21 +36,43 @@ void copy_source(const Problem& p, const Shape<T>& shape, const T* source, arith
   });
 }
 
-// Results of neighbouring pixels of a row, `count` of channels [channel, channel + channels), to their planes.
+// Results of `count` neighbouring pixels of a row, of channels [channel, channel + channels), to their planes.
 template <class T>
-void put_row(const Tail<T>& tail, const arithmetic<T>* const* results, int64_t n, int64_t channel, int64_t channels,
-             int64_t pixel, int count) {
+void put_row(const Tail<T>& tail, const arithmetic<T>* const* results, int64_t offset, int64_t n, int64_t channel,
+             int64_t channels, int64_t pixel, int64_t count) {
   using V = Vec<arithmetic<T>>;
   const bool plain = !tail.residual && tail.activation == Activation::none;
   for (int64_t c = 0; c < channels; c += V::lanes) {
-    V block[V::lanes];
-    for (int i = 0; i < V::lanes; ++i) block[i] = i < count ? load(results[i] + c) : V::zero();
-    transpose(block);
     const int rows = static_cast<int>(std::min<int64_t>(V::lanes, channels - c));
-    if (plain)
-      for (int i = 0; i < rows; ++i) store(tail.out + tail.out_at(n, channel + c + i, pixel), block[i], count);
-    else
-      for (int i = 0; i < rows; ++i) tail.put_pixels(n, channel + c + i, pixel, block[i], count);
+    for (int64_t x = 0; x < count; x += V::lanes) {
+      const int width = static_cast<int>(std::min<int64_t>(V::lanes, count - x));
+      V block[V::lanes];
+      for (int i = 0; i < V::lanes; ++i) block[i] = i < width ? load(results[x + i] + offset + c) : V::zero();
+      transpose(block);
+      if (plain)
+        for (int i = 0; i < rows; ++i) store(tail.out + tail.out_at(n, channel + c + i, pixel + x), block[i], width);
+      else
+        for (int i = 0; i < rows; ++i) tail.put_pixels(n, channel + c + i, pixel + x, block[i], width);
+    }
+  }
+}
+
+// The same where every pixel of a channel has one value.
+template <class T>
+void put_constant_row(const Tail<T>& tail, const arithmetic<T>* values, int64_t n, int64_t channel, int64_t channels,
+                      int64_t pixel, int64_t count) {
+  using V = Vec<arithmetic<T>>;
+  const bool plain = !tail.residual && tail.activation == Activation::none;
+  for (int64_t c = 0; c < channels; ++c) {
+    const V value = V::broadcast(values[c]);
+    T* out = tail.out + tail.out_at(n, channel + c, pixel);
+    for (int64_t x = 0; x < count; x += V::lanes) {
+      const int width = static_cast<int>(std::min<int64_t>(V::lanes, count - x));
+      if (plain)
+        store(out + x, value, width);
+      else
+        tail.put_pixels(n, channel + c, pixel + x, value, width);
+    }
   }
 }
 

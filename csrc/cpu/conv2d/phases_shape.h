@@ -15,10 +15,10 @@ namespace fastconv::FASTCONV_ISA::phases {
 
 inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
 inline constexpr int64_t l1_ways = 8;
-inline constexpr int64_t blocks_part = 4;       // of L2: the source rows of a block and, of planes, its results
-inline constexpr int64_t large_block = 256;     // cells, where the filter's panels do not stay in L2 anyway
-inline constexpr int64_t turned_at_once = 128;  // pixels of planes that one task turns
-inline constexpr double worth_merging = 0.95;   // of the products without
+inline constexpr int64_t blocks_part = 4;      // of L2: the source rows of a block and, of planes, its results
+inline constexpr int64_t large_block = 256;    // cells, where the filter's panels do not stay in L2 anyway
+inline constexpr int64_t turned_at_once = 64;  // pixels of planes that one task turns
+inline constexpr double worth_merging = 0.95;  // of the products without
 
 // Whether the phases of all residues of an axis can be one: they read the same rows of the source.
 inline bool mergeable(const Problem& p, const Axis& a) {
@@ -48,6 +48,7 @@ struct Shape {
   int64_t cells_h, cells_w;
   int64_t rows, cuts;   // a block is at most so many rows of cells, or a part of one row
   int64_t block_cells;  // at most
+  int64_t row_pixels;   // of a row of a block, at most
   int64_t pitch;        // of a cell in a block of planes, for each column phase
   int64_t turned;       // elements of a packed row of all columns and taps of a filter row
 
@@ -132,7 +133,8 @@ struct Shape {
     // Equally many for each thread.
     const int64_t blocks = std::min(all, round_up(divide_up(all, rows), threads));
     rows = divide_up(all, blocks);
-    block_cells = rows * (cuts > 1 ? divide_up(cells_w, cuts) : cells_w);
+    const int64_t row_cells = divide_up(cells_w, cuts);
+    block_cells = rows * row_cells, row_pixels = row_cells * p.w.stride;
   }
 };
 
@@ -143,20 +145,20 @@ struct Private {  // one thread's share of the workspace
   int64_t* pixel;  // [pixel] flat index of the written pixel, or of its cell
   A** out;
   const A** residual;
-  A* tile;    // [pixel][width]: sums on their way through the Tail
-  A* block;   // [column phase][cell][pitch]: results of planes on their way
-  A* turned;  // a filter row of one depth, [tap][column]
-  A* packed;
+  A* tile;            // [pixel][width]: sums on their way through the Tail
+  A* block;           // [column phase][cell][pitch]: results of planes on their way
+  const A** results;  // where those of a row of planes lie
+  A* turned;          // a filter row of one depth, [tap][column]
 
-  Private(Arena& arena, const Shape<T>& s, bool own_filter)
+  Private(Arena& arena, const Shape<T>& s)
       : rows(arena.take<const A*>(s.most_taps * s.strip)),
         pixel(arena.take<int64_t>(s.strip)),
         out(arena.take<A*>(s.strip)),
         residual(arena.take<const A*>(s.strip)),
         tile(arena.take<A>(s.strip * s.width)),
         block(arena.take<A>(s.planes ? s.phases_w * s.block_cells * s.pitch + s.lanes : 0)),
-        turned(arena.take<A>(s.turned)),
-        packed(arena.take<A>(own_filter ? s.group_panels * s.panel_size : 0)) {}
+        results(arena.take<const A*>(s.planes ? s.row_pixels : 0)),
+        turned(arena.take<A>(s.turned)) {}
 };
 
 template <class T>
@@ -181,7 +183,7 @@ struct Work {
     first_slot = arena.take<int64_t>(s.phases_h * s.phases_w);
     slot = arena.take<int64_t>(p.taps());
     Arena one(nullptr);
-    Private<T>(one, s, !s.merged());
+    Private<T>(one, s);
     thread_bytes = one.used();
     threads = arena.take<char>(thread_count * thread_bytes);
   }
