@@ -103,21 +103,17 @@ class Igemm {
 
  private:
   void pack_all() const {
-    if (p_.pass == Pass::dgrad) return pack_by_depth();
     parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
+      if (p_.pass == Pass::dgrad) return pack_by_depth(begin, end);
       for (int64_t i = begin; i < end; ++i) pack(i, 0, shape_.depth, work_.packed + i * shape_.panel_size);
     });
   }
 
-  void pack_by_depth() const {
-    const int64_t parts = divide_up(shape_.depth, packed_at_once);
-    parallel_(p_.groups * parts, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % parts * packed_at_once, last = std::min(first + packed_at_once, shape_.depth);
-        for (int64_t panel = i / parts * shape_.panels; panel < (i / parts + 1) * shape_.panels; ++panel)
-          pack(panel, first, last, work_.packed + panel * shape_.panel_size);
-      }
-    });
+  // dgrad's panels [first, last), some depths of all of them at a time.
+  void pack_by_depth(int64_t first, int64_t last) const {
+    for (int64_t d = 0; d < shape_.depth; d += packed_at_once)
+      for (int64_t panel = first; panel < last; ++panel)
+        pack(panel, d, std::min(d + packed_at_once, shape_.depth), work_.packed + panel * shape_.panel_size);
   }
 
   // x with the padding of its rows written out, in the arithmetic type.
@@ -147,7 +143,7 @@ class Igemm {
     const int64_t strips = divide_up(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
-    const bool shared = chunks.strips > 1 || p_.pass == Pass::dgrad;
+    const bool shared = chunks.strips > 1, by_depth = p_.pass == Pass::dgrad;
     if (shared) pack_all();
     Phase table = phase;
     if (shape_.merged) {
@@ -159,11 +155,12 @@ class Igemm {
       const Private<T> own(arena, shape_);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
-        const int64_t last_panel = (k + 1) * panels / chunks.panels;
-        for (int64_t panel = k * panels / chunks.panels; panel < last_panel; panel += shape_.group_panels) {
+        const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
+        if (!shared && by_depth) pack_by_depth(first_panel, last_panel);
+        for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
           const int64_t count = std::min(shape_.group_panels, last_panel - panel);
           const A* packed = work_.packed + panel * shape_.panel_size;
-          if (!shared) {
+          if (!shared && !by_depth) {
             packed = own.packed;
             for (int64_t i = 0; i < count; ++i) pack(panel + i, 0, shape_.depth, own.packed + i * shape_.panel_size);
           }

@@ -97,13 +97,17 @@ class Dgrad {
 
     const int64_t panels = p_.groups * shape_.panels, blocks = shape_.block_count(p_);
     const Split chunks = split(p_, shape_, parallel_.threads());
-    pack_all();
+    // A thread that has panels of its own packs them itself, and they stay in its caches.
+    const bool own_panels = chunks.blocks == 1 && !shape_.merged();
+    if (!own_panels) pack_all();
     parallel_(chunks.blocks * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       const Private<T> own = share_of(thread);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.blocks, k = task / chunks.blocks;
-        const int64_t last_panel = (k + 1) * panels / chunks.panels;
-        for (int64_t panel = k * panels / chunks.panels; panel < last_panel; panel += shape_.group_panels) {
+        const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
+        for (int64_t d = 0; own_panels && d < shape_.depth; d += packed_at_once)
+          pack_depths(d, first_panel, last_panel);
+        for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
           const int64_t count = std::min(shape_.group_panels, last_panel - panel);
           for (int64_t b = m * blocks / chunks.blocks; b < (m + 1) * blocks / chunks.blocks; ++b)
             run_block(block_of(b), own, panel, count);
@@ -147,13 +151,16 @@ class Dgrad {
       return;
     }
     const int64_t parts = divide_up(shape_.depth, packed_at_once);
-    parallel_(p_.groups * parts, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % parts * packed_at_once, last = std::min(first + packed_at_once, shape_.depth);
-        for (int64_t panel = i / parts * shape_.panels; panel < (i / parts + 1) * shape_.panels; ++panel)
-          pack(panel, first, last, work_.packed + panel * shape_.panel_size);
-      }
+    parallel_(parts, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) pack_depths(i * packed_at_once, 0, p_.groups * shape_.panels);
     });
+  }
+
+  // As many depths as are packed at once of panels [first, last).
+  void pack_depths(int64_t depth, int64_t first, int64_t last) const {
+    const int64_t end = std::min(depth + packed_at_once, shape_.depth);
+    for (int64_t panel = first; panel < last; ++panel)
+      pack(panel, depth, end, work_.packed + panel * shape_.panel_size);
   }
 
   int64_t panel_columns(int64_t panel) const {
