@@ -197,7 +197,7 @@ class Dgrad {
       const AxisPhase& h = work_.h[a];
       const int64_t row = rows_before(h, block.row), end_row = rows_before(h, block.end);
       if (row == end_row) continue;
-      const bool constant = shape_.planes && h.taps == 0 && !shape_.merged();
+      const bool constant = shape_.planes && h.taps == 0;
       for (int64_t b = 0; b < (constant ? 0 : shape_.phases_w); ++b) {
         const AxisPhase& w = work_.w[b];
         const int64_t begin = row * w.grid + columns_before(w, block.first);
@@ -291,32 +291,42 @@ class Dgrad {
     }
   }
 
-  // The rows of row phase `a` that a block has, to their planes.
+  // The rows of row phase `a` that a block has, to their planes: a register of planes at a time, so that the pages
+  // written to are few.
   void put_planes(const Block& block, int64_t a, const Private<T>& own, int64_t first_panel, int64_t panels) const {
     const AxisPhase& h = work_.h[a];
     const int64_t x0 = (first_cell(p_.w) + block.first) * p_.w.stride - p_.w.pad_lo, x = std::max<int64_t>(0, x0);
     const int64_t pixels = std::min(p_.w.in, x0 + (block.last - block.first) * p_.w.stride) - x;
+    list_results(own.block, x - x0, pixels, own.results);
+    if (shape_.merged()) {
+      for (int64_t c = 0; c < p_.c; c += lanes)
+        put_rows(block, h, own, c, c, std::min<int64_t>(lanes, p_.c - c), x, pixels);
+      return;
+    }
+    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel)
+      for (int64_t c = 0; c < panel_columns(panel); c += lanes)
+        put_rows(block, h, own, (panel - first_panel) * shape_.width + c,
+                 panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width + c,
+                 std::min<int64_t>(lanes, panel_columns(panel) - c), x, pixels);
+  }
+
+  // Channels [channel, channel + channels), which lie at `offset` of a pixel's results; row pixels from x on.
+  void put_rows(const Block& block, const AxisPhase& h, const Private<T>& own, int64_t offset, int64_t channel,
+                int64_t channels, int64_t x, int64_t pixels) const {
+    const PlanesRow<T> to{tail_};
+    const int64_t group = channel / shape_.columns;
+    const A* constant = work_.start + group * shape_.panels * shape_.width + channel % shape_.columns;
     for (int64_t row = block.row; row < block.end; ++row) {
       const int64_t n = row / shape_.cells_h, i = row % shape_.cells_h - h.cell;
       if (i < 0 || i >= h.grid) continue;
-      const A* cells = own.block + (row - block.row) * (block.last - block.first) * shape_.pitch;
-      list_results(cells, x - x0, pixels, own.results);
+      const int64_t at = offset + (row - block.row) * (block.last - block.first) * shape_.pitch;
       for (int64_t q = 0; q < shape_.width_h; ++q) {
         const int64_t y = h.out_first + i * h.out_step + q, pixel = y * p_.w.in + x;
         if (y < 0 || y >= h.out_size) continue;
-        if (shape_.merged()) {
-          put_row(tail_, own.results, q * shape_.width_w * p_.c, n, 0, p_.c, pixel, pixels);
-          continue;
-        }
-        for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
-          const int64_t channel = panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width;
-          if (h.taps == 0)
-            put_constant_row(tail_, work_.start + panel * shape_.width, n, channel, panel_columns(panel), pixel,
-                             pixels);
-          else
-            put_row(tail_, own.results, (panel - first_panel) * shape_.width, n, channel, panel_columns(panel), pixel,
-                    pixels);
-        }
+        if (h.taps == 0)
+          to.fill(constant, n, channel, static_cast<int>(channels), pixel, pixels);
+        else
+          to.put(own.results, at + q * shape_.width_w * p_.c, n, channel, static_cast<int>(channels), pixel, pixels);
       }
     }
   }

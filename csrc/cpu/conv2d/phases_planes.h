@@ -36,44 +36,40 @@ void copy_source(const Problem& p, const Shape<T>& shape, const T* source, arith
   });
 }
 
-// Results of `count` neighbouring pixels of a row, of channels [channel, channel + channels), to their planes.
+// Neighbouring pixels of a row of planes, for up to a register of channels from `channel` on.
 template <class T>
-void put_row(const Tail<T>& tail, const arithmetic<T>* const* results, int64_t offset, int64_t n, int64_t channel,
-             int64_t channels, int64_t pixel, int64_t count) {
+struct PlanesRow {
   using V = Vec<arithmetic<T>>;
-  const bool plain = !tail.residual && tail.activation == Activation::none;
-  for (int64_t c = 0; c < channels; c += V::lanes) {
-    const int rows = static_cast<int>(std::min<int64_t>(V::lanes, channels - c));
+  const Tail<T>& tail;
+  bool plain = !tail.residual && tail.activation == Activation::none;
+
+  // results[i] + offset: the channels of pixel i.
+  void put(const arithmetic<T>* const* results, int64_t offset, int64_t n, int64_t channel, int channels, int64_t pixel,
+           int64_t count) const {
     for (int64_t x = 0; x < count; x += V::lanes) {
       const int width = static_cast<int>(std::min<int64_t>(V::lanes, count - x));
       V block[V::lanes];
-      for (int i = 0; i < V::lanes; ++i) block[i] = i < width ? load(results[x + i] + offset + c) : V::zero();
+      for (int i = 0; i < V::lanes; ++i) block[i] = i < width ? load(results[x + i] + offset) : V::zero();
       transpose(block);
-      if (plain)
-        for (int i = 0; i < rows; ++i) store(tail.out + tail.out_at(n, channel + c + i, pixel + x), block[i], width);
-      else
-        for (int i = 0; i < rows; ++i) tail.put_pixels(n, channel + c + i, pixel + x, block[i], width);
+      for (int i = 0; i < channels; ++i) put_one(n, channel + i, pixel + x, block[i], width);
     }
   }
-}
 
-// The same where every pixel of a channel has one value.
-template <class T>
-void put_constant_row(const Tail<T>& tail, const arithmetic<T>* values, int64_t n, int64_t channel, int64_t channels,
-                      int64_t pixel, int64_t count) {
-  using V = Vec<arithmetic<T>>;
-  const bool plain = !tail.residual && tail.activation == Activation::none;
-  for (int64_t c = 0; c < channels; ++c) {
-    const V value = V::broadcast(values[c]);
-    T* out = tail.out + tail.out_at(n, channel + c, pixel);
-    for (int64_t x = 0; x < count; x += V::lanes) {
-      const int width = static_cast<int>(std::min<int64_t>(V::lanes, count - x));
-      if (plain)
-        store(out + x, value, width);
-      else
-        tail.put_pixels(n, channel + c, pixel + x, value, width);
-    }
+  // The same where all pixels of a channel have one value.
+  void fill(const arithmetic<T>* values, int64_t n, int64_t channel, int channels, int64_t pixel, int64_t count) const {
+    for (int i = 0; i < channels; ++i)
+      for (int64_t x = 0; x < count; x += V::lanes)
+        put_one(n, channel + i, pixel + x, V::broadcast(values[i]),
+                static_cast<int>(std::min<int64_t>(V::lanes, count - x)));
   }
-}
+
+ private:
+  void put_one(int64_t n, int64_t channel, int64_t pixel, V value, int count) const {
+    if (plain)
+      store(tail.out + tail.out_at(n, channel, pixel), value, count);
+    else
+      tail.put_pixels(n, channel, pixel, value, count);
+  }
+};
 
 }  // namespace fastconv::FASTCONV_ISA::phases
