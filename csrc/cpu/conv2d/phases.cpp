@@ -52,11 +52,6 @@ class Dgrad {
   using A = arithmetic<T>;
   static constexpr int lanes = Vec<A>::lanes;
 
-  // Rows [row, end) of cells, counted through all images, and the cells [first, last) of each. Several rows are whole.
-  struct Block {
-    int64_t row, end, first, last;
-  };
-
  public:
   Dgrad(const Problem& p, const Args& args, const Parallel& parallel)
       : p_(p),
@@ -163,11 +158,6 @@ class Dgrad {
       pack(panel, depth, end, work_.packed + panel * shape_.panel_size);
   }
 
-  int64_t panel_columns(int64_t panel) const {
-    return std::min(shape_.width, shape_.columns - panel % shape_.panels * shape_.width);
-  }
-  int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
-
   void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
@@ -175,7 +165,8 @@ class Dgrad {
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * shape_.depth * stride[0] +
           panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, work_.slot, shape_.depth, begin, end, panel_columns(panel), panel_vectors(panel) * lanes, out);
+    pack_panel(f, work_.slot, shape_.depth, begin, end, shape_.panel_columns(panel),
+               shape_.panel_vectors(panel) * lanes, out);
   }
 
   Block block_of(int64_t i) const {
@@ -209,7 +200,7 @@ class Dgrad {
           run_strip(phase, own, begin + s * pixels / strips, begin + (s + 1) * pixels / strips, panel, count, results,
                     block.row * shape_.cells_w + block.first);
       }
-      if (shape_.planes) put_planes(block, a, own, panel, count);
+      if (shape_.planes) PlanesEnd<T>{p_, shape_, work_, tail_}.put(block, h, own, panel, count);
     }
   }
 
@@ -257,9 +248,9 @@ class Dgrad {
     tile.ahead = rows_here ? reinterpret_cast<const char*>(own.rows[rows_here - 1]) : nullptr;
     tile.ahead_lines = lines;
     for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
-      const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
+      const int64_t group = panel / shape_.panels, columns = shape_.panel_columns(panel);
       const int64_t column = panel % shape_.panels * shape_.width;
-      const int vectors = panel_vectors(panel);
+      const int vectors = shape_.panel_vectors(panel);
       tile.offset = group * shape_.depth;
       tile.weights = work_.packed + panel * shape_.panel_size + phase.first_slot * shape_.depth * vectors * lanes;
       tile.start = work_.start + panel * shape_.width;
@@ -288,56 +279,6 @@ class Dgrad {
         tail_.put_channels(0, channel + c - q * part, (n * h.out_size + y + q) * w.out_size + x,
                            load(sums + c - first, static_cast<int>(std::min<int64_t>(lanes, end - c))),
                            static_cast<int>(std::min<int64_t>(lanes, end - c)));
-    }
-  }
-
-  // The rows of row phase `a` that a block has, to their planes: a register of planes at a time, so that the pages
-  // written to are few.
-  void put_planes(const Block& block, int64_t a, const Private<T>& own, int64_t first_panel, int64_t panels) const {
-    const AxisPhase& h = work_.h[a];
-    const int64_t x0 = (first_cell(p_.w) + block.first) * p_.w.stride - p_.w.pad_lo, x = std::max<int64_t>(0, x0);
-    const int64_t pixels = std::min(p_.w.in, x0 + (block.last - block.first) * p_.w.stride) - x;
-    list_results(own.block, x - x0, pixels, own.results);
-    if (shape_.merged()) {
-      for (int64_t c = 0; c < p_.c; c += lanes)
-        put_rows(block, h, own, c, c, std::min<int64_t>(lanes, p_.c - c), x, pixels);
-      return;
-    }
-    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel)
-      for (int64_t c = 0; c < panel_columns(panel); c += lanes)
-        put_rows(block, h, own, (panel - first_panel) * shape_.width + c,
-                 panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width + c,
-                 std::min<int64_t>(lanes, panel_columns(panel) - c), x, pixels);
-  }
-
-  // Channels [channel, channel + channels), which lie at `offset` of a pixel's results; row pixels from x on.
-  void put_rows(const Block& block, const AxisPhase& h, const Private<T>& own, int64_t offset, int64_t channel,
-                int64_t channels, int64_t x, int64_t pixels) const {
-    const PlanesRow<T> to{tail_};
-    const int64_t group = channel / shape_.columns;
-    const A* constant = work_.start + group * shape_.panels * shape_.width + channel % shape_.columns;
-    for (int64_t row = block.row; row < block.end; ++row) {
-      const int64_t n = row / shape_.cells_h, i = row % shape_.cells_h - h.cell;
-      if (i < 0 || i >= h.grid) continue;
-      const int64_t at = offset + (row - block.row) * (block.last - block.first) * shape_.pitch;
-      for (int64_t q = 0; q < shape_.width_h; ++q) {
-        const int64_t y = h.out_first + i * h.out_step + q, pixel = y * p_.w.in + x;
-        if (y < 0 || y >= h.out_size) continue;
-        if (h.taps == 0)
-          to.fill(constant, n, channel, static_cast<int>(channels), pixel, pixels);
-        else
-          to.put(own.results, at + q * shape_.width_w * p_.c, n, channel, static_cast<int>(channels), pixel, pixels);
-      }
-    }
-  }
-
-  // Where the results of a row of cells lie, pixel by pixel from `skipped` on.
-  void list_results(const A* cells, int64_t skipped, int64_t pixels, const A** results) const {
-    const int64_t stride = p_.w.stride, next = shape_.width_w > 1 ? p_.c : shape_.block_cells * shape_.pitch;
-    int64_t cell = skipped / stride, residue = skipped % stride;
-    for (int64_t i = 0; i < pixels; ++i) {
-      results[i] = cells + cell * shape_.pitch + residue * next;
-      if (++residue == stride) residue = 0, ++cell;
     }
   }
 

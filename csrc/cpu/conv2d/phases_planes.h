@@ -72,4 +72,65 @@ struct PlanesRow {
   }
 };
 
+// A block's results to their planes: a register of planes at a time, so that the pages written to are few.
+template <class T>
+struct PlanesEnd {
+  using A = arithmetic<T>;
+  static constexpr int lanes = Vec<A>::lanes;
+
+  const Problem& p;
+  const Shape<T>& shape;
+  const Work<T>& work;
+  const Tail<T>& tail;
+
+  // Row phase h of panels [first_panel, first_panel + panels).
+  void put(const Block& block, const AxisPhase& h, const Private<T>& own, int64_t first_panel, int64_t panels) const {
+    const int64_t x0 = (first_cell(p.w) + block.first) * p.w.stride - p.w.pad_lo, x = std::max<int64_t>(0, x0);
+    const int64_t pixels = std::min(p.w.in, x0 + (block.last - block.first) * p.w.stride) - x;
+    list_results(own.block, x - x0, pixels, own.results);
+    if (shape.merged()) {
+      for (int64_t c = 0; c < p.c; c += lanes)
+        put_rows(block, h, own, c, c, std::min<int64_t>(lanes, p.c - c), x, pixels);
+      return;
+    }
+    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel)
+      for (int64_t c = 0; c < shape.panel_columns(panel); c += lanes)
+        put_rows(block, h, own, (panel - first_panel) * shape.width + c,
+                 panel / shape.panels * shape.columns + panel % shape.panels * shape.width + c,
+                 std::min<int64_t>(lanes, shape.panel_columns(panel) - c), x, pixels);
+  }
+
+ private:
+  // Channels [channel, channel + channels), which lie at `offset` of a pixel's results; row pixels from x on.
+  void put_rows(const Block& block, const AxisPhase& h, const Private<T>& own, int64_t offset, int64_t channel,
+                int64_t channels, int64_t x, int64_t pixels) const {
+    const PlanesRow<T> to{tail};
+    const int64_t group = channel / shape.columns;
+    const A* constant = work.start + group * shape.panels * shape.width + channel % shape.columns;
+    for (int64_t row = block.row; row < block.end; ++row) {
+      const int64_t n = row / shape.cells_h, i = row % shape.cells_h - h.cell;
+      if (i < 0 || i >= h.grid) continue;
+      const int64_t at = offset + (row - block.row) * (block.last - block.first) * shape.pitch;
+      for (int64_t q = 0; q < shape.width_h; ++q) {
+        const int64_t y = h.out_first + i * h.out_step + q, pixel = y * p.w.in + x;
+        if (y < 0 || y >= h.out_size) continue;
+        if (h.taps == 0)
+          to.fill(constant, n, channel, static_cast<int>(channels), pixel, pixels);
+        else
+          to.put(own.results, at + q * shape.width_w * p.c, n, channel, static_cast<int>(channels), pixel, pixels);
+      }
+    }
+  }
+
+  // Where the results of a row of cells lie, pixel by pixel from `skipped` on.
+  void list_results(const A* cells, int64_t skipped, int64_t pixels, const A** results) const {
+    const int64_t stride = p.w.stride, next = shape.width_w > 1 ? p.c : shape.block_cells * shape.pitch;
+    int64_t cell = skipped / stride, residue = skipped % stride;
+    for (int64_t i = 0; i < pixels; ++i) {
+      results[i] = cells + cell * shape.pitch + residue * next;
+      if (++residue == stride) residue = 0, ++cell;
+    }
+  }
+};
+
 }  // namespace fastconv::FASTCONV_ISA::phases

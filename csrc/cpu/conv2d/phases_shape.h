@@ -26,6 +26,11 @@ inline bool mergeable(const Problem& p, const Axis& a) {
   return a.stride > 1 && a.dilation == 1 && p.groups == 1 && dense;
 }
 
+// Rows [row, end) of cells, counted through all images, and the cells [first, last) of each. Several rows are whole.
+struct Block {
+  int64_t row, end, first, last;
+};
+
 // Everything about a problem that does not depend on the phase.
 template <class T>
 struct Shape {
@@ -86,6 +91,8 @@ struct Shape {
     choose_blocks(p, threads, panel_bytes > machine().l2 / 2);
   }
 
+  int64_t panel_columns(int64_t panel) const { return std::min(width, columns - panel % panels * width); }
+  int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
   bool merged() const { return width_h * width_w > 1; }
   int64_t all_rows(const Problem& p) const { return p.n * cells_h; }
   int64_t block_count(const Problem& p) const { return cuts > 1 ? all_rows(p) * cuts : divide_up(all_rows(p), rows); }
