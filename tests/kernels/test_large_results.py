@@ -12,7 +12,9 @@ from fastconv.testing.check import check_conv
 LINE = 64
 WIDTH, CHANNELS = 512, 16
 KERNELS = [
-    k for k in registry.kernels() if k.op == "conv2d" and k.algorithm in ("igemm", "stem") and k.pass_ != "wgrad"
+    k
+    for k in registry.kernels()
+    if k.op == "conv2d" and k.algorithm in ("igemm", "phases", "stem") and k.pass_ != "wgrad"
 ]
 
 
@@ -24,7 +26,8 @@ def test_a_result_larger_than_the_last_cache_is_right(kernel, dtype, offset):
     assert CHANNELS * size % LINE == 0
     height = machine.last_cache() // (WIDTH * CHANNELS * size) + 1
     channels = {"fprop": {"c": 2, "k": CHANNELS}, "dgrad": {"c": CHANNELS, "k": 2}}[kernel.pass_]
-    problem = Problem(f"n1c1h{height}w{WIDTH}_k1r1s1_{dtype}nhwc").replace(pass_=kernel.pass_, **channels)
+    stride = 2 if kernel.algorithm == "phases" else 1
+    problem = Problem(f"n1c1h{height}w{WIDTH}_k1r1s1_u{stride}_{dtype}nhwc").replace(pass_=kernel.pass_, **channels)
     if kernel.refuses(problem) is not None:
         pytest.skip(kernel.refuses(problem))
     check_conv(kernel, problem, seed=0, integer=True, offset=offset, threads=2)

@@ -1,4 +1,4 @@
-// Implicit GEMM, NHWC in place: fprop, and dgrad by phases (phase.h), which is also the transposed convolution.
+// Implicit GEMM, NHWC in place: fprop, and dgrad of stride 1, which is fprop with the taps turned round (phase.h).
 //
 // Output pixels are cut into strips of up to 14 (AVX-512) or 6 (AVX2) pixels, output channels into panels of two
 // vectors; the register tile (microkernel.h) computes one strip x panel over all taps and channels. Where a strip reads
@@ -29,7 +29,7 @@
 #include "cpu/epilogue.h"
 #include "igemm_shape.h"
 #include "pack.h"
-#include "phase.h"
+#include "row_table.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -37,7 +37,12 @@ namespace {
 
 using namespace igemm;
 
-// How the tiles of one phase are shared out: chunks of strips x chunks of panels.
+Phase phase_of(const Problem& p) {
+  if (p.pass == Pass::dgrad) return {dgrad_axis(p.h, 0), dgrad_axis(p.w, 0)};
+  return {fprop_axis(p.h), fprop_axis(p.w)};
+}
+
+// How the tiles are shared out: chunks of strips x chunks of panels.
 struct Split {
   int64_t strips, panels;
 };
@@ -84,41 +89,31 @@ class Igemm {
 
   void run() {
     const T* source = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x);
-    number_taps();
+    std::iota(work_.slot, work_.slot + shape_.filter_taps, int64_t{0});
     if (shape_.copy_w) {
       copy_rows(source);
       const int64_t row = shape_.copy_w * p_.c;
-      run_phase(phase_of(p_, 0), Source<A>{work_.copy, p_.h.in * row, row, p_.c}, false);
+      run_phase(phase_of(p_), Source<A>{work_.copy, p_.h.in * row, row, p_.c});
       return;
     }
-    const bool packed = phase_count(p_) > 1;
-    if (packed) pack_all();
-    int64_t slots = 0;
-    for (int64_t i = 0; i < phase_count(p_); ++i) {
-      Phase phase = phase_of(p_, i);
-      phase.first_slot = slots, slots += phase.taps();
-      const int64_t row = phase.w.source_size * shape_.channels;
-      run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels}, packed);
-    }
+    const Phase phase = phase_of(p_);
+    const int64_t row = phase.w.source_size * shape_.channels;
+    run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels});
   }
 
  private:
-  void number_taps() const {
-    int64_t next = 0;
-    for (int64_t i = 0; i < phase_count(p_); ++i) {
-      const Phase phase = phase_of(p_, i);
-      for (int64_t a = 0; a < phase.h.taps; ++a)
-        for (int64_t b = 0; b < phase.w.taps; ++b) {
-          const int64_t r = phase.h.window_first + a * phase.h.window_step;
-          work_.slot[r * p_.w.window + phase.w.window_first + b * phase.w.window_step] = next++;
-        }
-    }
-  }
-
   void pack_all() const {
     parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) pack(i, work_.packed + i * shape_.panel_size);
+      if (p_.pass == Pass::dgrad) return pack_by_depth(begin, end);
+      for (int64_t i = begin; i < end; ++i) pack(i, 0, shape_.depth, work_.packed + i * shape_.panel_size);
     });
+  }
+
+  // dgrad's panels [first, last), some depths of all of them at a time.
+  void pack_by_depth(int64_t first, int64_t last) const {
+    for (int64_t d = 0; d < shape_.depth; d += packed_at_once)
+      for (int64_t panel = first; panel < last; ++panel)
+        pack(panel, d, std::min(d + packed_at_once, shape_.depth), work_.packed + panel * shape_.panel_size);
   }
 
   // x with the padding of its rows written out, in the arithmetic type.
@@ -143,13 +138,13 @@ class Igemm {
   }
 
   template <class S>
-  void run_phase(const Phase& phase, const Source<S>& source, bool packed_already) {
+  void run_phase(const Phase& phase, const Source<S>& source) {
     const int64_t pixels = p_.n * phase.grid(), panels = p_.groups * shape_.panels;
     const int64_t strips = divide_up(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
-    const bool shared = packed_already || chunks.strips > 1;
-    if (shared && !packed_already) pack_all();
+    const bool shared = chunks.strips > 1, by_depth = p_.pass == Pass::dgrad;
+    if (shared) pack_all();
     Phase table = phase;
     if (shape_.merged) {
       table.w.taps = 1;
@@ -160,13 +155,14 @@ class Igemm {
       const Private<T> own(arena, shape_);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
-        const int64_t last_panel = (k + 1) * panels / chunks.panels;
-        for (int64_t panel = k * panels / chunks.panels; panel < last_panel; panel += shape_.group_panels) {
+        const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
+        if (!shared && by_depth) pack_by_depth(first_panel, last_panel);
+        for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
           const int64_t count = std::min(shape_.group_panels, last_panel - panel);
           const A* packed = work_.packed + panel * shape_.panel_size;
-          if (!shared) {
+          if (!shared && !by_depth) {
             packed = own.packed;
-            for (int64_t i = 0; i < count; ++i) pack(panel + i, own.packed + i * shape_.panel_size);
+            for (int64_t i = 0; i < count; ++i) pack(panel + i, 0, shape_.depth, own.packed + i * shape_.panel_size);
           }
           for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
             run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, count, packed);
@@ -181,7 +177,7 @@ class Igemm {
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
-  void pack(int64_t panel, A* out) const {
+  void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
@@ -190,45 +186,7 @@ class Igemm {
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * p_.filters_per_group() * stride[0] +
           panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, work_.slot, shape_.depth, panel_columns(panel), panel_vectors(panel) * lanes, out);
-  }
-
-  // Fills the table of the pixels [begin, end) of the phase's grid over all images.
-  template <class S>
-  void locate(const Phase& phase, const Source<S>& source, const Private<T>& own, int64_t begin, int64_t end) const {
-    const AxisPhase &h = phase.h, &w = phase.w;
-    const S** rows = reinterpret_cast<const S**>(own.rows);
-    const S* zeros = reinterpret_cast<const S*>(work_.zeros);
-    const int64_t count = end - begin, step = w.step * source.pixel;
-    int64_t n = begin / phase.grid(), i = begin % phase.grid() / w.grid, j = begin % w.grid;
-    for (int64_t m = 0; m < count;) {  // a stretch of one grid row at a time
-      const int64_t stretch = std::min(count - m, w.grid - j);
-      const int64_t written =
-          (n * h.out_size + h.out_first + i * h.out_step) * w.out_size + w.out_first + j * w.out_step;
-      for (int64_t q = 0; q < stretch; ++q) own.pixel[m + q] = written + q * w.out_step;
-      const S** row = rows + m;
-      for (int64_t a = 0; a < h.taps; ++a) {
-        const int64_t y = i * h.step + h.first + a * h.tap_step;
-        if (y < 0 || y >= h.source_size) {
-          for (int64_t b = 0; b < w.taps; ++b, row += count) std::fill_n(row, stretch, zeros);
-          continue;
-        }
-        const S* line = source.base + n * source.image + y * source.row;
-        for (int64_t b = 0; b < w.taps; ++b, row += count) {
-          const int64_t x = j * w.step + w.first + b * w.tap_step;
-          const S* at = line + x * source.pixel;
-          if (x >= 0 && x + (stretch - 1) * w.step < w.source_size)
-            for (int64_t q = 0; q < stretch; ++q) row[q] = at + q * step;
-          else
-            for (int64_t q = 0; q < stretch; ++q) {
-              const int64_t column = x + q * w.step;
-              row[q] = column >= 0 && column < w.source_size ? at + q * step : zeros;
-            }
-        }
-      }
-      m += stretch, j = 0;
-      if (++i == h.grid) i = 0, ++n;
-    }
+    pack_panel(f, work_.slot, shape_.depth, begin, end, panel_columns(panel), panel_vectors(panel) * lanes, out);
   }
 
   // Copies one group's channels of the located rows into the stage.
@@ -251,7 +209,8 @@ class Igemm {
   void run_strip(const Phase& phase, const Source<S>& source, const Private<T>& own, int64_t begin, int64_t end,
                  int64_t first_panel, int64_t panels, const A* packed) const {
     const int count = static_cast<int>(end - begin);
-    locate(phase, source, own, begin, end);
+    locate<S>(phase, source, reinterpret_cast<const S*>(work_.zeros), begin, end, reinterpret_cast<const S**>(own.rows),
+              own.pixel);
     PixelTile<A> tile;
     tile.taps = phase.taps(), tile.run = shape_.run;
     tile.residual = nullptr;
@@ -288,7 +247,7 @@ class Igemm {
       } else {
         tile.rows = reinterpret_cast<const A* const*>(own.rows);
       }
-      tile.weights = packed + phase.first_slot * shape_.depth * vectors * lanes,
+      tile.weights = packed;
       tile.start = work_.start + panel * shape_.width;
       tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
       tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
@@ -316,6 +275,9 @@ class Igemm {
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   if (p.layout != Layout::nhwc) return "The layout is nchw: the channels of a pixel must lie together.";
+  if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
+    return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
+           ": the result falls into as many phases.";
   const int64_t columns = p.written_channels() / p.groups;
   if (p.groups > 1 && columns == 1)
     return "Each of the " + std::to_string(p.groups) +
@@ -340,28 +302,22 @@ Cost cost(const Problem& p, int threads) {
     using T = std::remove_pointer_t<decltype(t)>;
     const Shape<T> s(p);
     const double element = sizeof(arithmetic<T>), width = double(round_up(s.columns, s.lanes) * p.groups);
-    double busiest = 0;
-    for (int64_t i = 0; i < phase_count(p); ++i) {
-      const Phase phase = phase_of(p, i);
-      const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
-      if (!pixels) continue;
-      const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
-      // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at
-      // half the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
-      const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
-      const double flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace;
-      const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
-      busiest += flops * double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
-                 double(strips * panels);
-      cost.flops += flops;
-      cost.moved += element * double(pixels) * width;
-    }
+    const Phase phase = phase_of(p);
+    const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
+    const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
+    // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at
+    // half the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
+    const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
+    cost.flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace;
+    const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
+    cost.imbalance = double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
+                     double(strips * panels);
+    cost.moved = element * double(pixels) * width;
     const double filter = double(p.groups * s.panels * s.panel_size);
     const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
     cost.moved += 2 * element * (filter + (s.copy_w || s.staged ? source * double(s.table_taps) : 0));
     cost.shared = element * source * double(divide_up(p.groups * s.panels, s.group_panels) - 1);
     cost.memory = p.bytes();
-    if (cost.flops > 0) cost.imbalance = busiest / cost.flops;
   });
   return cost;
 }

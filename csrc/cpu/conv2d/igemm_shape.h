@@ -16,7 +16,7 @@ inline constexpr int64_t narrow_channels = 4;  // up to here a filter row is mer
 inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
 inline constexpr int64_t l1_ways = 8;
 
-// Everything about a problem that does not depend on the phase.
+// Everything that follows from a problem alone.
 template <class T>
 struct Shape {
   using A = arithmetic<T>;
@@ -52,7 +52,7 @@ struct Shape {
     strip = vectors == 1 ? max_tile_rows : tile_rows;
     width = vectors * lanes;
     panels = divide_up(columns, width);
-    const int64_t step = dgrad ? 1 : p.w.stride;
+    const int64_t step = p.w.stride;
     const int64_t apart = step * channels * static_cast<int64_t>(sizeof(A));  // bytes between neighbouring rows
     const bool conflict = table_taps == 1 && strip * std::gcd(apart, l1_set_bytes) > l1_ways / 2 * l1_set_bytes;
     staged = (!std::is_same_v<T, A> && !copy_w) || conflict;
@@ -94,7 +94,7 @@ struct Work {
   A* start;  // bias padded to whole panels
   A* packed;
   A* copy;
-  int64_t* slot;  // of each tap in a packed panel: the taps of one phase lie together
+  int64_t* slot;  // of each tap in a packed panel
   char* threads;
   int64_t thread_bytes;
 
@@ -109,12 +109,6 @@ struct Work {
     thread_bytes = one.used();
     threads = arena.take<char>(thread_count * thread_bytes);
   }
-};
-
-template <class S>
-struct Source {
-  const S* base;
-  int64_t image, row, pixel;  // strides in elements
 };
 
 }  // namespace fastconv::FASTCONV_ISA::igemm

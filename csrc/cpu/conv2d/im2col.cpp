@@ -10,8 +10,8 @@
 //   blocks  deeper sums: a depth block of 128 pixels at a time, with the partial sums in L2
 // Where there are few pixels the columns are packed first, by all threads, and the tasks split the filters instead.
 // Without an epilogue, and in the type of the sums, the tile stores the result itself: a copy through a buffer stalls
-// on its burst of store misses (24->144@56 took 1.08 ms with it and takes 0.89). dgrad is the same product with the
-// filter transposed, one phase of the input at a time (walk.h): no zero is inserted, no sum is shared.
+// on its burst of store misses (24->144@56 took 1.08 ms with it and takes 0.89). dgrad of stride 1 is the same
+// product with the filter transposed and its taps turned round (walk.h).
 //
 // Zen 4, 2 threads, batch 8, f32, result preallocated, lower decile, 2026-11-22, ms before / now / torch NCHW / torch
 // channels_last, AVX-512: 1x1 64->384@14 0.49 0.38 0.45 0.39 · 384->64@14 0.46 0.39 0.46 0.38 · 96->576@14 1.19 0.86
@@ -29,8 +29,7 @@
 // stores (3x3 stem 1.54 to 0.92).
 //
 // Bytes moved: x once, the filter twice, y once. Loses where an epilogue follows a
-// shallow product, since that goes through the buffer, and on stride-2 dgrad, which stores single elements; to the
-// direct rows where a group has few channels.
+// shallow product, since that goes through the buffer; to the direct rows where a group has few channels.
 #include "im2col_cut.h"
 #include "simd/transpose.h"
 
@@ -55,16 +54,20 @@ struct Filter {
         r(a.w_stride[2]),
         s(a.w_stride[3]) {}
 
-  void pack(int64_t g, int64_t row0, int64_t rows, int64_t channels, const Walk& h, const Walk& v, A* dst) const {
-    const T* base = w + g * group + row0 * row;
-    const int64_t taps = h.taps * v.taps;
-    const bool dense_taps =
-        h.tap_step == 1 && v.tap_step == 1 && h.tap_first == 0 && v.tap_first == 0 && s == 1 && r == v.taps;
+  // `channels` channels from `first` on of rows [row0, row0 + rows); dst is the panel's.
+  void pack(int64_t g, int64_t row0, int64_t rows, int64_t first, int64_t channels, int64_t taps, int64_t taps_h,
+            A* dst) const {
+    const T* base = w + g * group + row0 * row + first * channel;
+    const int64_t taps_w = taps / taps_h;
+    dst += first * taps * rows;
+    const bool dense_taps = s == 1 && r == taps_w;
     if (dense_taps && channel == taps) return transpose(base, row, rows, channels * taps, dst, rows);
-    if (taps == 1) base += h.tap_first * r + v.tap_first * s;
     if (taps == 1 && row == 1) {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < rows; ++i) *dst++ = widen(base[c * channel + i]);
+      for (int64_t c = 0; c < channels; ++c, base += channel, dst += rows)
+        for (int64_t i = 0; i < rows; i += Vec<A>::lanes) {
+          const int left = static_cast<int>(std::min<int64_t>(Vec<A>::lanes, rows - i));
+          store(dst + i, load(base + i, left), left);
+        }
       return;
     }
     if (taps == 1 && channel == 1) return transpose(base, row, rows, channels, dst, rows);
@@ -73,11 +76,10 @@ struct Filter {
         transpose(base + c * channel, row, rows, taps, dst + c * taps * rows, rows);
       return;
     }
-    const int64_t tap0 = taps == 1 ? 0 : h.tap_first * r + v.tap_first * s;
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t tr = 0; tr < h.taps; ++tr)
-        for (int64_t ts = 0; ts < v.taps; ++ts) {
-          const T* tap = base + tap0 + c * channel + tr * h.tap_step * r + ts * v.tap_step * s;
+      for (int64_t tr = 0; tr < taps_h; ++tr)
+        for (int64_t ts = 0; ts < taps_w; ++ts) {
+          const T* tap = base + c * channel + tr * r + ts * s;
           for (int64_t i = 0; i < rows; ++i) *dst++ = widen(tap[i * row]);
         }
   }
@@ -111,31 +113,29 @@ struct Product {
     scratch = memory + cut.filter_bytes + cut.shared_bytes;
   }
 
-  Walk h(int64_t phase) const { return cut.dgrad ? dgrad_walk(p.h, phase / cut.phases_w) : fprop_walk(p.h); }
-  Walk w(int64_t phase) const { return cut.dgrad ? dgrad_walk(p.w, phase % cut.phases_w) : fprop_walk(p.w); }
+  Walk h() const { return cut.dgrad ? dgrad_walk(p.h, 0) : fprop_walk(p.h); }
+  Walk w() const { return cut.dgrad ? dgrad_walk(p.w, 0) : fprop_walk(p.w); }
 
-  Columns<T> source_of(int64_t phase, int64_t g) const {
+  Columns<T> source_of(int64_t g) const {
     const int64_t plane = cut.dgrad ? p.out_pixels() : p.in_pixels(), all = cut.channels * p.groups;
-    return {h(phase), w(phase), source + g * cut.channels * plane, all * plane, plane};
+    return {h(), w(), source + g * cut.channels * plane, all * plane, plane};
   }
 
-  // The packed filter of a phase: phases share out the taps, none has another's.
-  A* filter_of(int64_t phase, int64_t g) const {
-    int64_t before = 0;
-    for (int64_t i = 0; i < phase / cut.phases_w; ++i) before += dgrad_walk(p.h, i).taps * p.w.window;
-    for (int64_t i = 0; i < phase % cut.phases_w; ++i) before += h(phase).taps * dgrad_walk(p.w, i).taps;
-    return packed + (g * cut.taps + before) * cut.rows * cut.channels;
-  }
+  A* filter_of(int64_t g) const { return packed + g * cut.rows * cut.max_depth; }
 
+  // fprop reads a panel as long runs. dgrad, whose rows lie together, takes some channels of all panels at a time: a
+  // panel at a time would take a short piece of each of many pages.
   void pack_filters(const Parallel& parallel) const {
-    parallel(cut.phases * p.groups * panels.count, [&](int64_t begin, int64_t end, int) {
+    const int64_t some = cut.dgrad ? packed_at_once : cut.channels, parts = divide_up(cut.channels, some);
+    const int64_t together = cut.dgrad ? panels.count : 1, tasks = panels.count / together;
+    parallel(p.groups * parts * tasks, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t panel = i % panels.count, g = i / panels.count % p.groups, phase = i / panels.count / p.groups;
-        const Walk vertical = h(phase), horizontal = w(phase);
-        const int64_t taps = vertical.taps * horizontal.taps, row = panel * panels.height;
-        if (taps)
-          filter.pack(g, row, panels.rows(panel), cut.channels, vertical, horizontal,
-                      filter_of(phase, g) + row * cut.channels * taps);
+        const int64_t part = i % parts, g = i / parts % p.groups, first = i / parts / p.groups * together;
+        const int64_t channel = part * some, count = std::min(some, cut.channels - channel);
+        for (int64_t panel = first; panel < first + together; ++panel) {
+          const int64_t row = panel * panels.height, rows = panels.rows(panel);
+          filter.pack(g, row, rows, channel, count, p.taps(), p.h.window, filter_of(g) + row * cut.max_depth);
+        }
       }
     });
   }
@@ -151,7 +151,7 @@ struct Product {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t d = i % depth_blocks * cut.depth_block, panel = i / depth_blocks % cut.panels,
                       g = i / depth_blocks / cut.panels;
-        const Columns<T> from = source_of(0, g);
+        const Columns<T> from = source_of(g);
         const int64_t f = panel * columns, count = std::min(columns, p.n * from.pixels() - f);
         from.pack(d, std::min(d + cut.depth_block, cut.max_depth), f, count, width(count),
                   shared_of(g, panel) + d * width(count));
@@ -170,7 +170,7 @@ struct Product {
   // Output rows of one group; `i` counts blocks.
   void staged_task(int64_t i, int thread) const {
     const int64_t block = i % cut.blocks, g = i / cut.blocks, lines = p.h.out;
-    const Columns<T> from = source_of(0, g);
+    const Columns<T> from = source_of(g);
     const StagedRows<T> stage(from.h, from.w, cut.channels);
     char* own = scratch + thread * (cut.column_bytes + cut.sum_bytes);
     int64_t* at = reinterpret_cast<int64_t*>(own);
@@ -193,7 +193,7 @@ struct Product {
   void staged_line(const StagedRows<T>& stage, int64_t g, int64_t m, int64_t n, int64_t line, const A* staged,
                    const int64_t* at, A* sums) const {
     const int64_t height = panels.rows(m), row = m * panels.height, channel = g * cut.rows + row;
-    const A* left = filter_of(0, g) + row * stage.depth;
+    const A* left = filter_of(g) + row * stage.depth;
     for (int64_t f = 0; f < p.w.out; f += columns) {
       const int64_t count = std::min(columns, p.w.out - f), wide = width(count), pixel = line * p.w.out + f;
       const Target to = in_place() && count == wide ? target(n, channel, pixel) : Target{sums, columns};
@@ -206,8 +206,8 @@ struct Product {
   void task(int64_t i, int thread) const {
     if (cut.staged) return staged_task(i, thread);
     const int64_t row_block = i % cut.row_blocks, block = i / cut.row_blocks % cut.blocks,
-                  g = i / cut.row_blocks / cut.blocks % p.groups, phase = i / cut.row_blocks / cut.blocks / p.groups;
-    const Columns<T> from = source_of(phase, g);
+                  g = i / cut.row_blocks / cut.blocks;
+    const Columns<T> from = source_of(g);
     const int64_t all = p.n * from.pixels(), all_panels = divide_up(all, columns);
     const int64_t f0 = block * all_panels / cut.blocks * columns;
     const int64_t pixels = std::min(all, (block + 1) * all_panels / cut.blocks * columns) - f0;
@@ -220,7 +220,7 @@ struct Product {
                       row_block * panels.count / cut.row_blocks,
                       (row_block + 1) * panels.count / cut.row_blocks,
                       cut.channels * from.taps(),
-                      filter_of(phase, g),
+                      filter_of(g),
                       reinterpret_cast<A*>(own),
                       reinterpret_cast<A*>(own + cut.column_bytes)};
     cut.whole ? whole_depth(share) : by_depth(share);
@@ -250,7 +250,7 @@ struct Product {
     A* sums;
     int64_t step;
   };
-  bool in_place() const { return std::is_same_v<T, A> && cut.phases == 1 && plain(); }
+  bool in_place() const { return std::is_same_v<T, A> && plain(); }
   Target target(int64_t n, int64_t channel, int64_t pixel) const {
     return {reinterpret_cast<A*>(tail.out + tail.out_at(n, channel, pixel)), tail.pixels};
   }
@@ -277,17 +277,12 @@ struct Product {
     }
     const int64_t row0 = k.first * panels.height;
     const int64_t rows = (k.last - 1) * panels.height + panels.rows(k.last - 1) - row0;
-    if (k.depth == 0) std::memset(k.sums, 0, static_cast<size_t>(rows * sum_step) * sizeof(A));
     put(k.from, k.g * cut.rows + row0, rows, k.f0, k.pixels, k.sums, sum_step);
   }
 
-  // Columns [f0, f0 + count) of `rows` result rows, an image at a time; a row of a phase at a time, channel by channel.
+  // Columns [f0, f0 + count) of `rows` result rows, an image at a time.
   void put(const Columns<T>& from, int64_t channel, int64_t rows, int64_t f0, int64_t count, const A* sums,
            int64_t step) const {
-    if (cut.phases > 1) {
-      for (int64_t row = 0; row < rows; ++row) put_phase(from, channel + row, f0, count, sums + row * step);
-      return;
-    }
     const int64_t pixels = from.pixels();
     for (int64_t f = 0; f < count;) {
       const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, pixels - at);
@@ -296,27 +291,7 @@ struct Product {
     }
   }
 
-  void put_phase(const Columns<T>& from, int64_t channel, int64_t f0, int64_t count, const A* sums) const {
-    const int64_t pixels = from.pixels(), line = from.w.count;
-    for (int64_t f = 0; f < count;) {
-      const int64_t n = (f0 + f) / pixels, at = (f0 + f) % pixels, length = std::min(count - f, line - at % line);
-      const int64_t row = from.h.start + at / line * from.h.step;
-      put_line(n, channel, row * p.w.in + from.w.start + at % line * from.w.step, from.w.step, length, sums + f);
-      f += length;
-    }
-  }
-
   bool plain() const { return !tail.bias && !tail.residual && tail.activation == Activation::none; }
-
-  void put_line(int64_t n, int64_t channel, int64_t pixel, int64_t step, int64_t count, const A* sums) const {
-    T* out = tail.out + tail.out_at(n, channel, pixel);
-    for (int64_t i = 0; i < count; ++i) {
-      if (plain())
-        out[i * step] = narrow<T>(sums[i]);
-      else
-        tail.put(n, channel, pixel + i * step, sums[i]);
-    }
-  }
 
   void put_whole(int64_t n, int64_t channel, int64_t pixel, int64_t count, const A* sums) const {
     T* out = tail.out + tail.out_at(n, channel, pixel);
@@ -341,6 +316,9 @@ struct Product {
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   if (p.layout == Layout::nhwc) return "The layout is nhwc, and this kernel reads planes.";
+  if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
+    return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
+           ": the result falls into as many phases.";
   return {};
 }
 

@@ -15,6 +15,7 @@ inline constexpr int64_t least_panels = 4;    // of columns for every pass of a 
 inline constexpr int64_t staged_part = 4;     // of L2: what staged source rows may fill of it
 inline constexpr int64_t tasks_a_thread = 4;  // from here on nobody minds an odd one
 inline constexpr int64_t shared_columns_bytes = 16 << 20;
+inline constexpr int64_t packed_at_once = 8;  // channels of a filter whose rows lie together
 inline constexpr int64_t alignment = 64;
 
 inline int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
@@ -22,10 +23,9 @@ inline int64_t align(int64_t bytes) { return round_up(bytes, alignment); }
 // What both passes share: sizes of the product, cut into panels, blocks and tasks.
 struct Cut {
   bool dgrad;
-  int64_t phases_w, phases;
   int64_t rows, channels;  // per group: result rows, and source channels
   int64_t taps;            // of the whole filter
-  int64_t panels;          // of columns, of the largest phase
+  int64_t panels;          // of columns
   int64_t depth_block, max_depth;
   int64_t block, row_panels;  // panels of columns and of rows a task has
   bool staged;                // source rows are copied instead of columns; blocks are output rows, not column panels
@@ -46,8 +46,6 @@ struct Cut {
     constexpr int64_t columns = Tile<A>::columns;
     Cut c{};
     c.dgrad = p.pass == Pass::dgrad;
-    c.phases_w = c.dgrad ? std::min(p.w.stride, p.w.in) : 1;
-    c.phases = c.dgrad ? c.phases_w * std::min(p.h.stride, p.h.in) : 1;
     c.rows = c.dgrad ? p.channels_per_group() : p.filters_per_group();
     c.channels = c.dgrad ? p.filters_per_group() : p.channels_per_group();
     c.taps = p.taps();
@@ -64,7 +62,7 @@ struct Cut {
     const int64_t columns_bytes = p.groups * c.panels * panel_bytes;
     const int64_t most_blocks =
         c.whole ? std::max(least_panels, held / 2) : block_bytes_a_row / (columns * int64_t{sizeof(A)});
-    c.shared = !c.staged && c.phases == 1 && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
+    c.shared = !c.staged && filters.count > 1 && p.groups * c.panels < 2 * wanted && threads > 1 &&
                columns_bytes <= shared_columns_bytes;
     if (c.staged) return staged_rows<A>(p, c, h, w, filters.height, threads);
     const int64_t most_rows = c.whole ? filters.count : divide_up(rows_a_task, filters.height);
@@ -73,10 +71,10 @@ struct Cut {
     if (c.shared)
       c.row_blocks = shared_out(c.row_blocks, filters.count, p.groups * c.blocks, threads);
     else
-      c.blocks = shared_out(c.blocks, c.panels, c.phases * p.groups * c.row_blocks, threads);
+      c.blocks = shared_out(c.blocks, c.panels, p.groups * c.row_blocks, threads);
     c.block = divide_up(c.panels, c.blocks);
     c.row_panels = divide_up(filters.count, c.row_blocks);
-    c.tasks = c.phases * p.groups * c.blocks * c.row_blocks;
+    c.tasks = p.groups * c.blocks * c.row_blocks;
     c.filter_bytes = align(p.groups * c.rows * c.max_depth * int64_t{sizeof(A)});
     c.shared_bytes = c.shared ? align(columns_bytes) : 0;
     c.column_bytes = c.shared ? 0 : align((c.whole ? c.block : 1) * c.depth_block * columns * int64_t{sizeof(A)});

@@ -39,8 +39,8 @@ void transpose_runs(const T* src, int64_t stride, int64_t columns, int64_t width
 }  // namespace
 
 template <class T>
-void pack_panel(const Filter<T>& f, const int64_t* slot, int64_t depth, int64_t columns, int64_t width,
-                arithmetic<T>* out) {
+void pack_panel(const Filter<T>& f, const int64_t* slot, int64_t depth, int64_t begin, int64_t end, int64_t columns,
+                int64_t width, arithmetic<T>* out) {
   using A = arithmetic<T>;
   using V = Vec<A>;
   const int64_t taps = f.taps();
@@ -49,18 +49,18 @@ void pack_panel(const Filter<T>& f, const int64_t* slot, int64_t depth, int64_t 
   if (taps > 1 && f.depth == taps && f.taps_are_dense()) {  // KCRS in fprop: runs of depth x taps
     int64_t tap = 0, d = 0;
     const auto next = [&](int64_t j) {  // called with j = 0, 1, ... for each block of columns
-      if (j == 0) tap = d = 0;
+      if (j == 0) tap = 0, d = begin;
       A* at = row(tap, d);
       if (++tap == taps) tap = 0, ++d;
       return at;
     };
-    return transpose_runs(f.w, f.column, columns, width, depth * taps, next);
+    return transpose_runs(f.w + begin * f.depth, f.column, columns, width, (end - begin) * taps, next);
   }
   if (taps > 1 && f.column == taps && f.taps_are_dense()) {  // KCRS in dgrad: runs of taps
     const int64_t bytes = columns * taps * static_cast<int64_t>(sizeof(T));
-    for (int64_t d = 0; d < depth; ++d) {
+    for (int64_t d = begin; d < end; ++d) {
       const T* src = f.w + d * f.depth;
-      if (d + depth_ahead < depth)
+      if (d + depth_ahead < end)
         for (int64_t byte = 0; byte < bytes; byte += cache_line)
           __builtin_prefetch(reinterpret_cast<const char*>(src + depth_ahead * f.depth) + byte);
       transpose_runs(src, f.column, columns, width, taps, [&](int64_t tap) { return row(tap, d); });
@@ -70,22 +70,24 @@ void pack_panel(const Filter<T>& f, const int64_t* slot, int64_t depth, int64_t 
   for (int64_t tap = 0; tap < taps; ++tap) {
     const T* src = f.w + tap / f.window_w * f.tap_h + tap % f.window_w * f.tap_w;
     if (f.depth == 1)
-      transpose_runs(src, f.column, columns, width, depth, [&](int64_t d) { return row(tap, d); });
+      transpose_runs(src + begin, f.column, columns, width, end - begin,
+                     [&](int64_t d) { return row(tap, begin + d); });
     else if (f.column == 1)
-      for (int64_t d = 0; d < depth; ++d)
+      for (int64_t d = begin; d < end; ++d)
         for (int64_t i = 0; i < width; i += V::lanes) {
           const int64_t left = std::clamp<int64_t>(columns - i, 0, V::lanes);
           store(row(tap, d) + i, left ? load(src + d * f.depth + i, static_cast<int>(left)) : V::zero());
         }
     else
-      for (int64_t d = 0; d < depth; ++d)
+      for (int64_t d = begin; d < end; ++d)
         for (int64_t i = 0; i < width; ++i)
           row(tap, d)[i] = i < columns ? widen(src[d * f.depth + i * f.column]) : A(0);
   }
 }
 
-#define FASTCONV_PACK(T) \
-  template void pack_panel<T>(const Filter<T>&, const int64_t*, int64_t, int64_t, int64_t, arithmetic<T>*);
+#define FASTCONV_PACK(T)                                                                                     \
+  template void pack_panel<T>(const Filter<T>&, const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, \
+                              arithmetic<T>*);
 FASTCONV_PACK(double)
 FASTCONV_PACK(float)
 FASTCONV_PACK(f16)

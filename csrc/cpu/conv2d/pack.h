@@ -8,6 +8,10 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+// Depths that dgrad packs of all panels before the next: there the columns of a filter lie together, and so it is read
+// in order. A panel at a time takes a short piece of each of many pages.
+inline constexpr int64_t packed_at_once = 8;
+
 template <class T>
 struct Filter {
   const T* w;             // of the first column and depth of the group
@@ -19,9 +23,9 @@ struct Filter {
   bool taps_are_dense() const { return (window_w == 1 || tap_w == 1) && (window_h == 1 || tap_h == window_w * tap_w); }
 };
 
-// `columns` <= width columns; tap r·S + s goes to slot[r·S + s].
+// Depths [begin, end) of `depth`, `columns` <= width columns; tap r·S + s goes to slot[r·S + s].
 template <class T>
-void pack_panel(const Filter<T>& filter, const int64_t* slot, int64_t depth, int64_t columns, int64_t width,
-                arithmetic<T>* out);
+void pack_panel(const Filter<T>& filter, const int64_t* slot, int64_t depth, int64_t begin, int64_t end,
+                int64_t columns, int64_t width, arithmetic<T>* out);
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -161,7 +161,7 @@ class Winograd {
     for (int64_t d = 0; d < depth; d += packed_depth) {
       const int64_t some = std::min(packed_depth, depth - d);
       f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + (first + d) * f.depth;
-      pack_panel(f, slot_, some, columns, width, mine.packed);
+      pack_panel(f, slot_, some, 0, some, columns, width, mine.packed);
       transform_filter<P>(mine.packed, some * width, some * width, out + d * width, s_.filter_step);
     }
   }
