@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from fastconv.profiling import results
-from fastconv.profiling.machine import this_machine
+from fastconv.profiling.machine import bind_threads, this_machine
 from fastconv.testing import sweep
 from fastconv.testing.sweep import Cliff, Point
 
@@ -118,4 +118,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    bind_threads()
     sys.exit(main())

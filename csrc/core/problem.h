@@ -69,6 +69,7 @@ struct Problem {
   int64_t w_elements() const { return k * channels_per_group() * taps(); }
   bool is_conv() const { return op == Op::conv2d; }
   bool is_depthwise() const { return is_conv() && groups == c && groups > 1; }
+  bool is_one_pixel() const { return in_pixels() == 1 && out_pixels() == 1; }  // both layouts are the same
   bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
     return is_conv() && taps() == 1 && h.pad_lo == 0 && w.pad_lo == 0 && h.pad_hi <= 0 && w.pad_hi <= 0;
   }

@@ -15,7 +15,7 @@ import torch
 from fastconv import dispatch
 from fastconv.problem import Problem
 from fastconv.profiling import timer
-from fastconv.profiling.machine import Machine
+from fastconv.profiling.machine import Machine, threads_are_bound
 from fastconv.profiling.roofline import Ceilings
 from fastconv.profiling.timer import Timing
 from fastconv.testing import bench, corpus, oracle, peer, summary
@@ -171,9 +171,10 @@ def _row(title: str, weighted: Sequence[tuple[Layer, int]]) -> str:
 
 def heading(machine: Machine, ceilings: Ceilings) -> str:
     """What the numbers are, and the machine they were measured on."""
+    bound = " bound to cores" if threads_are_bound() else ""
     return (
-        f"{machine.cpu}, {machine.threads} threads, {machine.isa}; torch {machine.torch}, commit {machine.commit}, "
-        f"{machine.date[:10]}. Limits measured in the same run: {ceilings.flops['f32'] / 1e9:.0f} GFLOP/s, "
+        f"{machine.cpu}, {machine.threads} threads{bound}, {machine.isa}; torch {machine.torch}, "
+        f"commit {machine.commit}, {machine.date[:10]}. Limits measured in the same run: {ceilings.flops['f32'] / 1e9:.0f} GFLOP/s, "
         f"{ceilings.memory / 1e9:.0f} GB/s. ms a network's convolutions take together; ratios are the better torch "
         "layout, layer by layer, over fastconv (channels_last, float32). A problem that several networks have was "
         "measured once.\n"

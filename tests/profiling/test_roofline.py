@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -76,3 +77,11 @@ def test_machine_facts():
     assert facts.slug.endswith("cores")
     assert facts.last_cache >= 1 << 18
     assert json.loads(json.dumps(facts.as_dict())) == facts.as_dict()
+
+
+def test_bound_threads_do_not_hide_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    assert not machine.threads_are_bound() and machine.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert machine.threads_are_bound() and machine.cores() == os.cpu_count()

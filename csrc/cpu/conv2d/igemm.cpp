@@ -10,7 +10,6 @@
 // use, and they never leave its L2. Every sum runs over taps and channels in one fixed order, so the split does not
 // show.
 //
-// Narrow inputs (C <= 4) would give runs of 3 elements: a row-padded copy makes a filter row one run of S·C elements.
 // 16-bit types, and rows so far apart that a strip falls into one L1 set, are staged: the strip's rows are copied
 // (widened) into a private scratch.
 // Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written.
@@ -23,10 +22,10 @@
 // to torch's direct kernel on large 3x3 maps (0.91-0.98x for vgg16's 112x112 and 56x56) and on mobilenet_v2's stem
 // (0.93x, AVX2 0.80x: runs of 9 elements leave the tile little to do); dgrad of 3 input channels uses 3 lanes.
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "cpu/epilogue.h"
+#include "ending.h"
 #include "igemm_shape.h"
 #include "pack.h"
 #include "row_table.h"
@@ -68,6 +67,7 @@ class Igemm {
         parallel_(parallel),
         shape_(p),
         tail_(p, args),
+        ending_(p, tail_, shape_.columns),
         arena_(args.workspace),
         work_(arena_, p, shape_, parallel.threads()) {
     std::fill_n(work_.zeros, std::max(shape_.channels, shape_.run), A(0));
@@ -76,26 +76,12 @@ class Igemm {
         work_.start[g * shape_.panels * shape_.width + i] =
             tail_.bias && i < shape_.columns ? widen(tail_.bias[g * shape_.columns + i]) : A(0);
     tail_.bias = nullptr;  // the sums start from it
-    using enum Activation;
-    const bool clamp = tail_.activation == relu || tail_.activation == relu6;
-    direct_ = std::is_same_v<T, A> && (clamp || tail_.activation == none);
-    clamped_ = direct_ && clamp;
-    high_ = tail_.activation == relu6 ? A(6) : std::numeric_limits<A>::infinity();
-    const int64_t pixel_bytes = tail_.out_channels * static_cast<int64_t>(sizeof(T));
-    const auto first = reinterpret_cast<intptr_t>(tail_.out + tail_.out_offset);
-    stream_ = direct_ && shape_.columns % lanes == 0 && pixel_bytes % cache_line == 0 && first % cache_line == 0 &&
-              p.n * tail_.pixels * pixel_bytes > machine().l3;
+    tail_.nhwc = true;     // or one pixel, where both layouts are the same
   }
 
   void run() {
     const T* source = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x);
     std::iota(work_.slot, work_.slot + shape_.filter_taps, int64_t{0});
-    if (shape_.copy_w) {
-      copy_rows(source);
-      const int64_t row = shape_.copy_w * p_.c;
-      run_phase(phase_of(p_), Source<A>{work_.copy, p_.h.in * row, row, p_.c});
-      return;
-    }
     const Phase phase = phase_of(p_);
     const int64_t row = phase.w.source_size * shape_.channels;
     run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels});
@@ -116,20 +102,6 @@ class Igemm {
         pack(panel, d, std::min(d + packed_at_once, shape_.depth), work_.packed + panel * shape_.panel_size);
   }
 
-  // x with the padding of its rows written out, in the arithmetic type.
-  void copy_rows(const T* x) {
-    const int64_t c = p_.c, left = p_.w.pad_lo * c, row = shape_.copy_w * c;
-    const int64_t kept = std::min(p_.w.in * c, row - left);
-    parallel_(p_.n * p_.h.in, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        A* out = work_.copy + i * row;
-        std::fill_n(out, left, A(0));
-        widen_run(x + i * p_.w.in * c, kept, out + left);
-        std::fill(out + left + kept, out + row, A(0));
-      }
-    });
-  }
-
   template <class S>
   static void widen_run(const S* in, int64_t count, A* out) {
     int64_t i = 0;
@@ -148,7 +120,6 @@ class Igemm {
     Phase table = phase;
     if (shape_.merged) {
       table.w.taps = 1;
-      if (shape_.copy_w) table.w.first = 0, table.w.source_size = shape_.copy_w;
     }
     parallel_(chunks.strips * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       Arena arena(work_.threads + thread * work_.thread_bytes);
@@ -168,7 +139,7 @@ class Igemm {
             run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, count, packed);
         }
       }
-      if (stream_) finish_streams();
+      if (ending_.stream) finish_streams();
     });
   }
 
@@ -214,10 +185,9 @@ class Igemm {
     PixelTile<A> tile;
     tile.taps = phase.taps(), tile.run = shape_.run;
     tile.residual = nullptr;
-    tile.clamped = clamped_, tile.low = 0, tile.high = high_;
-    tile.stream = stream_;
+    ending_.mark(tile);
     if constexpr (std::is_same_v<T, A>) {
-      if (direct_) {
+      if (ending_.direct) {
         for (int i = 0; i < count; ++i) own.out[i] = tail_.out + tail_.out_at(0, 0, own.pixel[i]);
         if (tail_.residual) {
           for (int i = 0; i < count; ++i) own.residual[i] = tail_.residual + tail_.residual_at(0, 0, own.pixel[i]);
@@ -225,7 +195,7 @@ class Igemm {
         }
       }
     }
-    if (!direct_)
+    if (!ending_.direct)
       for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
     tile.out = own.out;
     // The next strip's own rows follow the last row this strip reads through its last tap.
@@ -249,11 +219,11 @@ class Igemm {
       }
       tile.weights = packed;
       tile.start = work_.start + panel * shape_.width;
-      tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
-      tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
+      tile.out_offset = ending_.direct ? channel : 0, tile.residual_offset = channel;
+      tile.last = ending_.direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       tile_function<A>(count, vectors)(tile);
       tile.ahead += tile.taps * lines * cache_line;
-      if (direct_) continue;
+      if (ending_.direct) continue;
       for (int i = 0; i < count; ++i)
         for (int64_t c = 0; c < columns; c += lanes)
           tail_.put_channels(0, channel + c, own.pixel[i], load(own.out[i] + c),
@@ -266,15 +236,15 @@ class Igemm {
   const Parallel& parallel_;
   const Shape<T> shape_;
   Tail<T> tail_;
+  const Ending<T> ending_;
   Arena arena_;
   const Work<T> work_;
-  bool direct_, clamped_, stream_;
-  A high_;
 };
 
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
-  if (p.layout != Layout::nhwc) return "The layout is nchw: the channels of a pixel must lie together.";
+  if (p.layout != Layout::nhwc && !p.is_one_pixel())
+    return "The layout is nchw: the channels of a pixel must lie together.";
   if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
     return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
            ": the result falls into as many phases.";
@@ -315,7 +285,7 @@ Cost cost(const Problem& p, int threads) {
     cost.moved = element * double(pixels) * width;
     const double filter = double(p.groups * s.panels * s.panel_size);
     const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
-    cost.moved += 2 * element * (filter + (s.copy_w || s.staged ? source * double(s.table_taps) : 0));
+    cost.moved += 2 * element * (filter + (s.staged ? source * double(s.table_taps) : 0));
     cost.shared = element * source * double(divide_up(p.groups * s.panels, s.group_panels) - 1);
     cost.memory = p.bytes();
   });

@@ -12,7 +12,6 @@
 
 namespace fastconv::FASTCONV_ISA::igemm {
 
-inline constexpr int64_t narrow_channels = 4;  // up to here a filter row is merged into one run
 inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
 inline constexpr int64_t l1_ways = 8;
 
@@ -26,7 +25,6 @@ struct Shape {
   int64_t columns;          // written channels of one group
   int64_t filter_taps;
   bool merged;            // a filter row is one run of S·C elements
-  int64_t copy_w;         // columns of the row-padded copy; 0: the source is read in place
   int64_t run;            // elements of one tap of the table
   int64_t table_taps;     // at most
   int vectors, strip;     // panel width in vectors, most pixels of a strip
@@ -44,8 +42,7 @@ struct Shape {
     filter_taps = p.taps();
     const bool mergeable = !dgrad && p.groups == 1 && p.w.window > 1 && p.w.dilation == 1;
     const bool padded = p.w.pad_lo > 0 || (p.w.out - 1) * p.w.stride - p.w.pad_lo + p.w.window > p.w.in;
-    merged = mergeable && (!padded || channels <= narrow_channels);
-    copy_w = merged && padded ? (p.w.out - 1) * p.w.stride + p.w.window : 0;
+    merged = mergeable && !padded;
     run = merged ? p.w.window * depth : depth;
     table_taps = merged ? p.h.window : filter_taps;
     vectors = columns <= lanes ? 1 : tile_vectors;
@@ -55,7 +52,7 @@ struct Shape {
     const int64_t step = p.w.stride;
     const int64_t apart = step * channels * static_cast<int64_t>(sizeof(A));  // bytes between neighbouring rows
     const bool conflict = table_taps == 1 && strip * std::gcd(apart, l1_set_bytes) > l1_ways / 2 * l1_set_bytes;
-    staged = (!std::is_same_v<T, A> && !copy_w) || conflict;
+    staged = !std::is_same_v<T, A> || conflict;
     stage_stride = run + cache_line / static_cast<int64_t>(sizeof(A));
     panel_size = filter_taps * depth * width;
     const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
@@ -93,7 +90,6 @@ struct Work {
   A* zeros;  // stands for every pixel of the padding
   A* start;  // bias padded to whole panels
   A* packed;
-  A* copy;
   int64_t* slot;  // of each tap in a packed panel
   char* threads;
   int64_t thread_bytes;
@@ -102,7 +98,6 @@ struct Work {
     zeros = arena.take<A>(std::max(s.channels, s.run));
     start = arena.take<A>(p.groups * s.panels * s.width);
     packed = arena.take<A>(p.groups * s.panels * s.panel_size);
-    copy = arena.take<A>(s.copy_w ? p.n * p.h.in * s.copy_w * p.c : 0);
     slot = arena.take<int64_t>(s.filter_taps);
     Arena one(nullptr);
     Private<T>(one, s);

@@ -16,9 +16,9 @@
 // source has a stride² -th of the pixels. A block's rows of planes are computed as pixels in L2 and turned in
 // registers.
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
+#include "ending.h"
 #include "pack.h"
 #include "phases_pack.h"
 #include "phases_planes.h"
@@ -59,6 +59,7 @@ class Dgrad {
         parallel_(parallel),
         shape_(p, parallel.threads()),
         tail_(p, args),
+        ending_(p, tail_, shape_.columns),
         arena_(args.workspace),
         work_(arena_, p, shape_, parallel.threads()) {
     std::fill_n(work_.zeros, shape_.channels, A(0));
@@ -68,15 +69,7 @@ class Dgrad {
         work_.start[g * padded + i] =
             tail_.bias && i < shape_.columns ? widen(tail_.bias[g * per_group + i % per_group]) : A(0);
     tail_.bias = nullptr;  // the sums start from it
-    using enum Activation;
-    const bool clamp = tail_.activation == relu || tail_.activation == relu6;
-    direct_ = !shape_.planes && shape_.width_h == 1 && std::is_same_v<T, A> && (clamp || tail_.activation == none);
-    clamped_ = direct_ && clamp;
-    high_ = tail_.activation == relu6 ? A(6) : std::numeric_limits<A>::infinity();
-    const int64_t pixel_bytes = tail_.out_channels * static_cast<int64_t>(sizeof(T));
-    const auto first = reinterpret_cast<intptr_t>(tail_.out + tail_.out_offset);
-    stream_ = direct_ && shape_.columns % lanes == 0 && pixel_bytes % cache_line == 0 && first % cache_line == 0 &&
-              p.n * tail_.pixels * pixel_bytes > machine().l3;
+    if (shape_.planes || shape_.width_h > 1) ending_.direct = ending_.clamped = ending_.stream = false;
     list_phases();
   }
 
@@ -108,7 +101,7 @@ class Dgrad {
             run_block(block_of(b), own, panel, count);
         }
       }
-      if (stream_) finish_streams();
+      if (ending_.stream) finish_streams();
     });
   }
 
@@ -216,12 +209,12 @@ class Dgrad {
   void run_strip(const Phase& phase, const Private<T>& own, int64_t begin, int64_t end, int64_t first_panel,
                  int64_t panels, A* results, int64_t cell) const {
     const int count = static_cast<int>(end - begin);
-    const bool direct = direct_ && !reaches_over(phase.w, begin, end);
+    const bool direct = ending_.direct && !reaches_over(phase.w, begin, end);
     PixelTile<A> tile;
     tile.taps = phase.taps(), tile.run = shape_.depth;
     tile.residual = nullptr;
-    tile.clamped = clamped_ && direct, tile.low = 0, tile.high = high_;
-    tile.stream = stream_ && direct;
+    ending_.mark(tile);
+    if (!direct) tile.clamped = tile.stream = false;
     tile.rows = own.rows, tile.out = own.out;
     if (shape_.planes) {
       Phase at = phase;  // written positions are cells
@@ -287,11 +280,10 @@ class Dgrad {
   const Parallel& parallel_;
   const Shape<T> shape_;
   Tail<T> tail_;
+  Ending<T> ending_;
   Arena arena_;
   const Work<T> work_;
   Source<A> source_;
-  bool direct_, clamped_, stream_;
-  A high_;
 };
 
 std::string refuses(const Problem& p) {

@@ -9,11 +9,11 @@
 // ring each. A sum runs over r, s, c in this order whatever the cut. The filter is packed once a call (pack.h); results
 // larger than the last cache pass it by.
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "cpu/arena.h"
 #include "cpu/epilogue.h"
+#include "ending.h"
 #include "pack.h"
 #include "stem_tile.h"
 
@@ -103,21 +103,13 @@ class Stem {
         parallel_(parallel),
         shape_(p, parallel.threads()),
         tail_(p, args),
+        ending_(p, tail_, p.k),
         arena_(args.workspace),
         work_(arena_, p, shape_, parallel.threads()) {
     for (int64_t i = 0; i < shape_.panels * shape_.width; ++i)
       work_.start[i] = tail_.bias && i < p.k ? widen(tail_.bias[i]) : A(0);
     tail_.bias = nullptr;  // the sums start from it
     for (int64_t tap = 0; tap < p.taps(); ++tap) work_.slot[tap] = tap;
-    using enum Activation;
-    const bool clamp = tail_.activation == relu || tail_.activation == relu6;
-    direct_ = std::is_same_v<T, A> && (clamp || tail_.activation == none);
-    end_.clamped = direct_ && clamp, end_.low = 0;
-    end_.high = tail_.activation == relu6 ? A(6) : std::numeric_limits<A>::infinity();
-    const int64_t pixel_bytes = tail_.out_channels * static_cast<int64_t>(sizeof(T));
-    const auto first = reinterpret_cast<intptr_t>(tail_.out + tail_.out_offset);
-    end_.stream = direct_ && p.k % lanes == 0 && pixel_bytes % cache_line == 0 && first % cache_line == 0 &&
-                  p.n * tail_.pixels * pixel_bytes > machine().l3;
   }
 
   void run() {
@@ -135,7 +127,7 @@ class Stem {
         const int64_t first = piece * p_.w.out / shape_.pieces, last = (piece + 1) * p_.w.out / shape_.pieces;
         run_row(own, task / p_.h.out / shape_.pieces, i, first, last);
       }
-      if (end_.stream) finish_streams();
+      if (ending_.stream) finish_streams();
     });
   }
 
@@ -149,7 +141,7 @@ class Stem {
     f.column = stride[0], f.depth = stride[1], f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + panel * shape_.width * f.column;
-    pack_panel(f, work_.slot, p_.c, panel_columns(panel), panel_vectors(panel) * lanes,
+    pack_panel(f, work_.slot, p_.c, 0, p_.c, panel_columns(panel), panel_vectors(panel) * lanes,
                work_.packed + panel * shape_.depth * shape_.width);
   }
 
@@ -185,7 +177,7 @@ class Stem {
   void run_row(const Private<T>& own, int64_t n, int64_t i, int64_t first, int64_t last) const {
     fill_ring(own, n, i, first);
     StemTile<A> tile;
-    static_cast<TileEnd<A>&>(tile) = end_;
+    ending_.mark(tile);
     tile.step = p_.w.stride * p_.c, tile.offset = own.offset, tile.depth = shape_.depth;
     tile.out = own.out;
     tile.residual = nullptr;
@@ -199,8 +191,8 @@ class Stem {
       const int vectors = panel_vectors(panel);
       tile.weights = work_.packed + panel * shape_.depth * shape_.width;
       tile.start = work_.start + channel;
-      tile.out_offset = direct_ ? channel : 0, tile.residual_offset = channel;
-      tile.last = direct_ ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
+      tile.out_offset = ending_.direct ? channel : 0, tile.residual_offset = channel;
+      tile.last = ending_.direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t begin = s * pixels / strips, count = (s + 1) * pixels / strips - begin;
         const int64_t pixel = i * p_.w.out + first + begin;
@@ -209,7 +201,7 @@ class Stem {
         for (int64_t byte = s * bytes / strips; panel == 0 && byte < (s + 1) * bytes / strips; byte += cache_line)
           __builtin_prefetch(ahead + byte, 0, 2);
         stem_tile_function<A>(static_cast<int>(count), vectors)(tile);
-        for (int64_t m = 0; !direct_ && m < count; ++m)
+        for (int64_t m = 0; !ending_.direct && m < count; ++m)
           for (int64_t c = 0; c < columns; c += lanes)
             tail_.put_channels(n, channel + c, pixel + m, load(own.out[m] + c),
                                static_cast<int>(std::min<int64_t>(lanes, columns - c)));
@@ -220,7 +212,7 @@ class Stem {
   // Where the pixels of a tile are written, and what is added to them.
   void point(const Private<T>& own, int64_t n, int64_t pixel, int64_t count, StemTile<A>& tile) const {
     if constexpr (std::is_same_v<T, A>) {
-      if (direct_) {
+      if (ending_.direct) {
         for (int64_t m = 0; m < count; ++m) own.out[m] = tail_.out + tail_.out_at(n, 0, pixel + m);
         if (!tail_.residual) return;
         for (int64_t m = 0; m < count; ++m) own.residual[m] = tail_.residual + tail_.residual_at(n, 0, pixel + m);
@@ -236,10 +228,9 @@ class Stem {
   const Parallel& parallel_;
   const Shape<T> shape_;
   Tail<T> tail_;
+  const Ending<T> ending_;
   Arena arena_;
   const Work<T> work_;
-  bool direct_;
-  TileEnd<A> end_{};
 };
 
 std::string refuses(const Problem& p) {
