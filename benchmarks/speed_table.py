@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from fastconv.profiling import results, roofline
-from fastconv.profiling.machine import bind_threads, this_machine
+from fastconv.profiling.machine import this_machine
 from fastconv.testing import speed
 
 FOLDER = Path(__file__).parent / "results"
@@ -89,5 +89,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    from binding import bind_threads  # lies beside this script
+
     bind_threads()
     sys.exit(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from fastconv.profiling import results
-from fastconv.profiling.machine import bind_threads, this_machine
+from fastconv.profiling.machine import this_machine
 from fastconv.testing import sweep
 from fastconv.testing.sweep import Cliff, Point
 
@@ -118,5 +118,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    from binding import bind_threads  # lies beside this script
+
     bind_threads()
     sys.exit(main())

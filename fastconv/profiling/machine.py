@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,23 +69,16 @@ def this_machine() -> Machine:
 
 def cores() -> int:
     """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity") and not threads_are_bound():
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # the affinity is only the first thread's
+    return max(_affinity(), torch.get_num_threads()) if threads_are_bound() else _affinity()
 
 
 def threads_are_bound() -> bool:
-    """Whether each thread stays on a core of its own, as far as the environment says."""
-    return os.environ.get("OMP_PROC_BIND", "false").lower() != "false"
+    """Whether each thread stays on its CPU, as with OMP_PROC_BIND=true: the first then may not use them all."""
+    return _affinity() < torch.get_num_threads()
 
 
-def bind_threads() -> None:
-    """Starts the program again with its threads bound to cores, unless the environment decides it already.
-
-    A scheduler that puts both threads of a small layer on one core makes any kernel half as fast, for a while.
-    """
-    if "OMP_PROC_BIND" not in os.environ:
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"OMP_PROC_BIND": "true"})
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def isas() -> list[str]:

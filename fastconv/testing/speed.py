@@ -174,10 +174,10 @@ def heading(machine: Machine, ceilings: Ceilings) -> str:
     bound = " bound to cores" if threads_are_bound() else ""
     return (
         f"{machine.cpu}, {machine.threads} threads{bound}, {machine.isa}; torch {machine.torch}, "
-        f"commit {machine.commit}, {machine.date[:10]}. Limits measured in the same run: {ceilings.flops['f32'] / 1e9:.0f} GFLOP/s, "
-        f"{ceilings.memory / 1e9:.0f} GB/s. ms a network's convolutions take together; ratios are the better torch "
-        "layout, layer by layer, over fastconv (channels_last, float32). A problem that several networks have was "
-        "measured once.\n"
+        f"commit {machine.commit}, {machine.date[:10]}. Limits measured in the same run: "
+        f"{ceilings.flops['f32'] / 1e9:.0f} GFLOP/s, {ceilings.memory / 1e9:.0f} GB/s. "
+        "ms a network's convolutions take together; ratios are the better torch layout, layer by layer, over fastconv "
+        "(channels_last, float32). A problem that several networks have was measured once.\n"
     )
 
 

@@ -80,8 +80,8 @@ def test_machine_facts():
 
 
 def test_bound_threads_do_not_hide_the_cores(monkeypatch):
-    monkeypatch.setenv("OMP_PROC_BIND", "false")
-    assert not machine.threads_are_bound() and machine.cores() == len(os.sched_getaffinity(0))
-    monkeypatch.setenv("OMP_PROC_BIND", "true")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert machine.threads_are_bound() and machine.cores() == os.cpu_count()
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(threads + 1)))
+    assert not machine.threads_are_bound() and machine.cores() == threads + 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(threads - 1)))
+    assert machine.threads_are_bound() and machine.cores() == threads
