@@ -73,10 +73,10 @@ def clock(monkeypatch):
 def test_rates_count_torchs_better_layout_and_leave_the_threads_as_they_were(clock):
     before = torch.get_num_threads()
     rates = sweep.rates(PROBLEM, [1, 3], 0.1)
-    everyone = ["igemm", "im2col", "torch nchw", "torch nhwc", "winograd2", "winograd4"]
+    everyone = ["dot", "igemm", "im2col", "torch nchw", "torch nhwc", "winograd2", "winograd4"]
     assert clock == [(1, everyone), (3, everyone)]
     assert torch.get_num_threads() == before
-    own = dict.fromkeys(("igemm", "im2col", "winograd2", "winograd4"), float(PROBLEM.flops))
+    own = dict.fromkeys(("dot", "igemm", "im2col", "winograd2", "winograd4"), float(PROBLEM.flops))
     assert rates == dict.fromkeys((1, 3), own | {"torch": 2.0 * PROBLEM.flops})
 
 
