@@ -1,0 +1,205 @@
+// Batch normalisation and its gradients, in both layouts (rows.h: channels_last, planes.h: NCHW).
+//
+//   inference  y = x·scale + shift, folded once a call from weight, bias, mean, variance and eps in double; then
+//   residual
+//              and activation. One pass: x read, y written.
+//   training   mean and variance of the batch first. A block of about 64 KiB is read twice, the second time from the
+//   near
+//              caches: its mean, then the sums of the deviations from it and of their squares (the corrected two-pass
+//              algorithm, which loses nothing where the mean is large beside the deviation). The blocks are merged in
+//              double, in their order. Then as above: x read twice from memory, y written once.
+//   gradients  the sums of dy and of dy·(x - mean) by the same blocks, merged in the same way, give dweight and dbias
+//   and
+//              in training the two terms that dx needs: x and dy read twice, dx written. In inference dx needs no sums,
+//              and a block's dx is written while it is in the cache: x and dy read once.
+// Blocks depend on the problem alone, so the bits do not depend on the number of threads. 16-bit types are summed in
+// float and rounded once.
+#include <array>
+
+#include "arena.h"
+#include "planes.h"
+#include "refuses.h"
+#include "rows.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace {
+
+constexpr int64_t merged_at_once = 64;  // channels
+
+template <class T, class View>
+class BatchNorm {
+  using A = arithmetic<T>;
+  using Sums = std::array<double, merged_at_once>;
+
+ public:
+  BatchNorm(const Problem& p, const Args& args, int threads)
+      : p_(p), args_(args), view_(p), finish_(p, args, view_.run_bytes()) {
+    const bool gradient = p.pass != Pass::fprop;
+    quantities_ = gradient ? 2 : 3;
+    scratch_step_ = (gradient ? View::sums_scratch : View::statistics_scratch) * round_up(view_.table(), line);
+    Arena arena(args.workspace);
+    for (A*& table : tables_) table = arena.take<A>(view_.table());
+    if (gradient || p.training) {
+      partial_ = arena.take<A>(view_.blocks() * quantities_ * p.c);
+      scratch_ = arena.take<A>(threads * scratch_step_);
+    }
+    used_ = arena.used();
+  }
+
+  int64_t workspace() const { return used_; }
+
+  void fprop(const Parallel& parallel) const {
+    const auto *mean = static_cast<const A*>(args_.mean), *variance = static_cast<const A*>(args_.variance);
+    if (p_.training) {
+      parallel(view_.tasks(), [&](int64_t begin, int64_t end, int thread) {
+        for (int64_t i = begin; i < end; ++i) view_.statistics(i, x(), scratch(thread), partial(i));
+      });
+      A* stats = static_cast<A*>(args_.stats);
+      over_channels(parallel, [&](int64_t first, int64_t last) { merge_statistics(first, last, stats); });
+      mean = stats, variance = stats + p_.c;
+    }
+    A *scale = tables_[0], *shift = tables_[1];
+    for (int64_t c = 0; c < p_.c; ++c) {
+      scale[c] = static_cast<A>(inverse(variance[c]) * of(args_.w, c, 1));
+      shift[c] = static_cast<A>(of(args_.bias, c, 0) - (mean ? static_cast<double>(mean[c]) : 0) * scale[c]);
+    }
+    view_.spread(scale), view_.spread(shift);
+    parallel(view_.tasks(), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) view_.apply(i, x(), scale, shift, finish_);
+    });
+  }
+
+  void gradients(const Parallel& parallel) const {
+    const bool dgrad = p_.pass == Pass::dgrad;
+    A *mean = tables_[0], *slope = tables_[1], *bend = tables_[2], *level = tables_[3];
+    const auto* variance = static_cast<const A*>(args_.variance);
+    for (int64_t c = 0; c < p_.c; ++c) {
+      mean[c] = static_cast<A>(of(args_.mean, c, 0));
+      slope[c] = static_cast<A>(inverse(variance[c]) * of(args_.w, c, 1));
+      level[c] = 0;
+    }
+    view_.spread(mean), view_.spread(slope), view_.spread(level);
+    const bool at_once = dgrad && !p_.training;
+    parallel(view_.tasks(), [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        view_.sums(i, x(), dy(), mean, scratch(thread), partial(i));
+        if (at_once) view_.apply(i, dy(), slope, level, finish_);
+      }
+    });
+    A* written = static_cast<A*>(dgrad ? args_.stats : args_.out);
+    over_channels(parallel, [&](int64_t first, int64_t last) { merge_sums(first, last, written, bend, level); });
+    if (!dgrad || at_once) return;
+    view_.spread(bend), view_.spread(level);
+    parallel(view_.tasks(), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) view_.gradient(i, x(), dy(), mean, slope, bend, level, finish_);
+    });
+  }
+
+ private:
+  static constexpr int64_t line = cache_line / static_cast<int64_t>(sizeof(A));
+  static constexpr int tables = 4;
+
+  const T* x() const { return static_cast<const T*>(args_.x); }
+  const T* dy() const { return static_cast<const T*>(args_.y); }
+  A* scratch(int thread) const { return scratch_ + thread * scratch_step_; }
+  A* partial(int64_t task) const { return partial_of(task * view_.blocks() / view_.tasks()); }
+  A* partial_of(int64_t block) const { return partial_ + block * quantities_ * p_.c; }
+  double inverse(A variance) const { return 1 / std::sqrt(static_cast<double>(variance) + args_.eps); }
+  static double of(const void* values, int64_t c, double otherwise) {
+    return values ? static_cast<double>(static_cast<const A*>(values)[c]) : otherwise;
+  }
+
+  template <class F>
+  void over_channels(const Parallel& parallel, F&& f) const {
+    parallel(divide_up(p_.c, merged_at_once), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) f(i * merged_at_once, std::min(p_.c, (i + 1) * merged_at_once));
+    });
+  }
+
+  // Of channels [first, last): mean and biased variance, from each block's mean m, the sum r of the deviations from it
+  // and the sum s of their squares: the deviations from the whole mean are these less d = mean - m.
+  void merge_statistics(int64_t first, int64_t last, A* stats) const {
+    const double share = 1 / static_cast<double>(p_.n * p_.in_pixels());
+    const int64_t count = last - first;
+    Sums mean{}, square{};
+    for (int64_t b = 0; b < view_.blocks(); ++b) {
+      const A* at = partial_of(b) + first;
+      const double pixels = view_.pixels(b);
+      for (int64_t c = 0; c < count; ++c) mean[c] += pixels * at[c] + at[p_.c + c];
+    }
+    for (int64_t c = 0; c < count; ++c) mean[c] *= share;
+    for (int64_t b = 0; b < view_.blocks(); ++b) {
+      const A* at = partial_of(b) + first;
+      const double pixels = view_.pixels(b);
+      for (int64_t c = 0; c < count; ++c) {
+        const double d = mean[c] - at[c];
+        square[c] += at[2 * p_.c + c] + d * (pixels * d - 2.0 * at[p_.c + c]);
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      stats[first + c] = static_cast<A>(mean[c]);
+      stats[p_.c + first + c] = static_cast<A>(square[c] * share);
+    }
+  }
+
+  // Of channels [first, last): dweight, dbias and what dx takes from them.
+  void merge_sums(int64_t first, int64_t last, A* written, A* bend, A* level) const {
+    const double share = 1 / static_cast<double>(p_.n * p_.in_pixels());
+    const int64_t count = last - first;
+    const A* variance = static_cast<const A*>(args_.variance) + first;
+    Sums plain{}, weighted{};
+    for (int64_t b = 0; b < view_.blocks(); ++b) {
+      const A* at = partial_of(b) + first;
+      for (int64_t c = 0; c < count; ++c) plain[c] += at[c], weighted[c] += at[p_.c + c];
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      const double inv = inverse(variance[c]), slope = inv * of(args_.w, first + c, 1);
+      written[first + c] = static_cast<A>(weighted[c] * inv);
+      written[p_.c + first + c] = static_cast<A>(plain[c]);
+      bend[first + c] = static_cast<A>(-slope * inv * inv * weighted[c] * share);
+      level[first + c] = static_cast<A>(-slope * plain[c] * share);
+    }
+  }
+
+  const Problem& p_;
+  const Args& args_;
+  const View view_;
+  const norm::Finish<T> finish_;
+  A *tables_[tables], *partial_ = nullptr, *scratch_ = nullptr;
+  int64_t quantities_, scratch_step_, used_;
+};
+
+// Calls f with the norm of the problem's type and layout.
+template <class F>
+void with_norm(const Problem& p, const Args& args, int threads, F&& f) {
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    if (p.layout == Layout::nhwc || p.in_pixels() == 1)
+      f(BatchNorm<T, norm::Rows<T>>(p, args, threads));
+    else
+      f(BatchNorm<T, norm::Planes<T>>(p, args, threads));
+  });
+}
+
+void fprop(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_norm(p, args, parallel.threads(), [&](const auto& norm) { norm.fprop(parallel); });
+}
+
+void gradients(const Problem& p, const Args& args, const Parallel& parallel) {
+  with_norm(p, args, parallel.threads(), [&](const auto& norm) { norm.gradients(parallel); });
+}
+
+int64_t workspace(const Problem& p, int threads) {
+  int64_t bytes = 0;
+  with_norm(p, Args(), threads, [&](const auto& norm) { bytes = norm.workspace(); });
+  return bytes;
+}
+
+}  // namespace
+
+extern const KernelBody batchnorm2d_fprop_blocks{norm::refuses, workspace, fprop};
+extern const KernelBody batchnorm2d_dgrad_blocks{norm::refuses, workspace, gradients};
+extern const KernelBody batchnorm2d_wgrad_blocks{norm::refuses, workspace, gradients};
+
+}  // namespace fastconv::FASTCONV_ISA
