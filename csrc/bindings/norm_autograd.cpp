@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include "norm_ops.h"
@@ -179,7 +180,7 @@ std::tuple<Tensor, Tensor> counted_train(const Tensor& x, const OptionalTensor& 
                                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                          double momentum, double eps) {
   for (const OptionalTensor& running : {running_mean, running_var})
-    if (running && running->defined()) torch::autograd::increment_version(*running);
+    if (running && running->defined()) torch::autograd::impl::bump_version(*running);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_train(x, weight, bias, running_mean, running_var, momentum, eps);
 }

@@ -32,7 +32,7 @@ Filter = Callable[[nn.Module, str], bool]
 def swap(
     model: nn.Module, filter_fn: Filter | None = None, dry_run: bool = False, *, example_inputs: Any = None
 ) -> Report:
-    """Lets the model's convolutions, pools and batch norms run on fastconv's kernels, in place; :func:`restore` undoes it.
+    """Lets a model's convolutions, pools and batch norms run on fastconv's kernels, in place; see :func:`restore`.
 
     model: any module; it may itself be a convolution.
     filter_fn: ``filter_fn(module, name)`` is asked for every layer that could be swapped; False keeps it.
@@ -101,7 +101,7 @@ def _base(module: nn.Module) -> type:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is a convolution, pool or batch norm of any kind: torch's, derived from torch's, scripted or quantized."""
+    """Whether it is a convolution, pool or batch norm: torch's, derived from torch's, scripted or quantized."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(cls.__name__ == module.original_name for cls in LAYERS)
     ours = (conv.__name__, pooling.__name__, batchnorm.__name__)
