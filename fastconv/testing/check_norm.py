@@ -121,7 +121,8 @@ def _forward_case(problem: Problem, tensors: dict[str, Tensor], eps: float, exac
             [x.double().abs().mean(_REST), variance + bound * x.double().abs().amax(_REST).square()]
         )
     scale = (tensors["w"].double().abs() if "w" in tensors else 1) / (variance.double() + eps).sqrt()
-    size = (x.double().abs() + mean.double().abs()[:, None, None]) * scale[:, None, None]
+    center = x.double().abs().mean(_REST) if problem.training else mean.double().abs()  # what the mean sums
+    size = (x.double().abs() + center[:, None, None]) * scale[:, None, None]
     if "bias" in tensors:
         size = size + tensors["bias"].double().abs()[:, None, None]
     if "residual" in tensors:

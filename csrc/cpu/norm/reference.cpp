@@ -9,6 +9,16 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
+// A sum that carries what its additions rounded away (Kahan).
+struct Sum {
+  double sum = 0, lost = 0;
+  void add(double value) {
+    const double part = value - lost, next = sum + part;
+    lost = (next - sum) - part;
+    sum = next;
+  }
+};
+
 template <class T>
 struct Channel {
   using A = arithmetic<T>;
@@ -38,11 +48,11 @@ struct Channel {
   void fprop() const {
     double mean = of(args.mean, 0), variance = of(args.variance, 1);
     if (p.training) {
-      mean = variance = 0;
-      each([&](int64_t at) { mean += x(at); });
-      mean /= count();
-      each([&](int64_t at) { variance += (x(at) - mean) * (x(at) - mean); });
-      variance /= count();
+      Sum whole, square;
+      each([&](int64_t at) { whole.add(x(at)); });
+      mean = whole.sum / count();
+      each([&](int64_t at) { square.add((x(at) - mean) * (x(at) - mean)); });
+      variance = square.sum / count();
       write(args.stats, mean, variance);
     }
     const double scale = of(args.w, 1) / std::sqrt(variance + args.eps), bias = of(args.bias, 0);
@@ -56,8 +66,9 @@ struct Channel {
 
   void gradients() const {
     const double mean = of(args.mean, 0), inverse = 1 / std::sqrt(of(args.variance, 1) + args.eps);
-    double plain = 0, weighted = 0;
-    each([&](int64_t at) { plain += dy(at), weighted += dy(at) * (x(at) - mean) * inverse; });
+    Sum all, products;
+    each([&](int64_t at) { all.add(dy(at)), products.add(dy(at) * (x(at) - mean) * inverse); });
+    const double plain = all.sum, weighted = products.sum;
     write(p.pass == Pass::dgrad ? args.stats : args.out, weighted, plain);
     if (p.pass == Pass::wgrad) return;
     const double slope = of(args.w, 1) * inverse;
