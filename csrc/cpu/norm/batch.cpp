@@ -12,6 +12,7 @@
 //   and
 //              in training the two terms that dx needs: x and dy read twice, dx written. In inference dx needs no sums,
 //              and a block's dx is written while it is in the cache: x and dy read once.
+// A second pass goes backwards: what the first one read last is still in the caches.
 // Blocks depend on the problem alone, so the bits do not depend on the number of threads. 16-bit types are summed in
 // float and rounded once.
 #include <array>
@@ -53,7 +54,8 @@ class BatchNorm {
     const auto *mean = static_cast<const A*>(args_.mean), *variance = static_cast<const A*>(args_.variance);
     if (p_.training) {
       parallel(view_.tasks(), [&](int64_t begin, int64_t end, int thread) {
-        for (int64_t i = begin; i < end; ++i) view_.statistics(i, x(), scratch(thread), partial(i));
+        view_.each_task(begin, end, /*backwards=*/false,
+                        [&](const auto& task) { view_.statistics(task, x(), scratch(thread), partial(task.block)); });
       });
       A* stats = static_cast<A*>(args_.stats);
       over_channels(parallel, [&](int64_t first, int64_t last) { merge_statistics(first, last, stats); });
@@ -66,7 +68,8 @@ class BatchNorm {
     }
     view_.spread(scale), view_.spread(shift);
     parallel(view_.tasks(), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) view_.apply(i, x(), scale, shift, finish_);
+      view_.each_task(begin, end, /*backwards=*/p_.training,
+                      [&](const auto& task) { view_.apply(task, x(), scale, shift, finish_); });
     });
   }
 
@@ -82,17 +85,18 @@ class BatchNorm {
     view_.spread(mean), view_.spread(slope), view_.spread(level);
     const bool at_once = dgrad && !p_.training;
     parallel(view_.tasks(), [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i) {
-        view_.sums(i, x(), dy(), mean, scratch(thread), partial(i));
-        if (at_once) view_.apply(i, dy(), slope, level, finish_);
-      }
+      view_.each_task(begin, end, /*backwards=*/false, [&](const auto& task) {
+        view_.sums(task, x(), dy(), mean, scratch(thread), partial(task.block));
+        if (at_once) view_.apply(task, dy(), slope, level, finish_);
+      });
     });
     A* written = static_cast<A*>(dgrad ? args_.stats : args_.out);
     over_channels(parallel, [&](int64_t first, int64_t last) { merge_sums(first, last, written, bend, level); });
     if (!dgrad || at_once) return;
     view_.spread(bend), view_.spread(level);
     parallel(view_.tasks(), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) view_.gradient(i, x(), dy(), mean, slope, bend, level, finish_);
+      view_.each_task(begin, end, /*backwards=*/true,
+                      [&](const auto& task) { view_.gradient(task, x(), dy(), mean, slope, bend, level, finish_); });
     });
   }
 
@@ -103,8 +107,7 @@ class BatchNorm {
   const T* x() const { return static_cast<const T*>(args_.x); }
   const T* dy() const { return static_cast<const T*>(args_.y); }
   A* scratch(int thread) const { return scratch_ + thread * scratch_step_; }
-  A* partial(int64_t task) const { return partial_of(task * view_.blocks() / view_.tasks()); }
-  A* partial_of(int64_t block) const { return partial_ + block * quantities_ * p_.c; }
+  A* partial(int64_t block) const { return partial_ + block * quantities_ * p_.c; }
   double inverse(A variance) const { return 1 / std::sqrt(static_cast<double>(variance) + args_.eps); }
   static double of(const void* values, int64_t c, double otherwise) {
     return values ? static_cast<double>(static_cast<const A*>(values)[c]) : otherwise;
@@ -124,13 +127,13 @@ class BatchNorm {
     const int64_t count = last - first;
     Sums mean{}, square{};
     for (int64_t b = 0; b < view_.blocks(); ++b) {
-      const A* at = partial_of(b) + first;
+      const A* at = partial(b) + first;
       const double pixels = view_.pixels(b);
       for (int64_t c = 0; c < count; ++c) mean[c] += pixels * at[c] + at[p_.c + c];
     }
     for (int64_t c = 0; c < count; ++c) mean[c] *= share;
     for (int64_t b = 0; b < view_.blocks(); ++b) {
-      const A* at = partial_of(b) + first;
+      const A* at = partial(b) + first;
       const double pixels = view_.pixels(b);
       for (int64_t c = 0; c < count; ++c) {
         const double d = mean[c] - at[c];
@@ -150,7 +153,7 @@ class BatchNorm {
     const A* variance = static_cast<const A*>(args_.variance) + first;
     Sums plain{}, weighted{};
     for (int64_t b = 0; b < view_.blocks(); ++b) {
-      const A* at = partial_of(b) + first;
+      const A* at = partial(b) + first;
       for (int64_t c = 0; c < count; ++c) plain[c] += at[c], weighted[c] += at[p_.c + c];
     }
     for (int64_t c = 0; c < count; ++c) {

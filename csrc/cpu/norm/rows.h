@@ -19,6 +19,9 @@ class Rows {
   using A = arithmetic<T>;
   using V = Vec<A>;
   static constexpr int64_t statistics_scratch = 3, sums_scratch = 2;  // tables
+  struct Task {
+    int64_t block;
+  };
 
   explicit Rows(const Problem& p) : channels_(p.c), total_(p.x_elements()) {
     const int64_t filling = channels_ * (V::lanes / std::gcd(channels_, int64_t{V::lanes}));
@@ -32,6 +35,11 @@ class Rows {
 
   int64_t blocks() const { return blocks_; }
   int64_t tasks() const { return blocks_; }
+  // f(task) for [begin, end), backwards on demand; a task is a block.
+  template <class F>
+  void each_task(int64_t begin, int64_t end, bool backwards, F&& f) const {
+    for (int64_t i = begin; i < end; ++i) f(Task{backwards ? end - 1 - (i - begin) : i});
+  }
   int64_t run_bytes() const { return length_ * static_cast<int64_t>(sizeof(T)); }
   int64_t table() const { return round_up(length_, V::lanes); }  // elements
   double pixels(int64_t block) const {
@@ -44,19 +52,19 @@ class Rows {
   }
 
   // The block's mean of each channel, and the sums of the deviations from it and of their squares.
-  void statistics(int64_t block, const T* x, A* scratch, A* partial) const {
+  void statistics(Task task, const T* x, A* scratch, A* partial) const {
     A *mean = scratch, *rest = mean + table(), *square = rest + table();
     std::fill(scratch, scratch + statistics_scratch * table(), A(0));
-    in_fours(block, [&](auto rows, int64_t at, int64_t i, auto count) {
+    in_fours(task.block, [&](auto rows, int64_t at, int64_t i, auto count) {
       V sum[rows];
       unrolled<rows>([&](auto r) { sum[r] = load(x + at + r * length_ + i, count); });
       store(mean + i, V::load(mean + i) + total<rows>(sum), count);
     });
     collect(mean, partial);
-    const A share = static_cast<A>(1 / pixels(block));
+    const A share = static_cast<A>(1 / pixels(task.block));
     for (int64_t c = 0; c < channels_; ++c) mean[c] = partial[c] = partial[c] * share;
     spread(mean);
-    in_fours(block, [&](auto rows, int64_t at, int64_t i, auto count) {
+    in_fours(task.block, [&](auto rows, int64_t at, int64_t i, auto count) {
       const V center = V::load(mean + i);
       V off[rows], squares = V::load(square + i);
       unrolled<rows>([&](auto r) {
@@ -71,10 +79,10 @@ class Rows {
   }
 
   // The block's sums of dy and of dy·(x - mean). `mean` is a table.
-  void sums(int64_t block, const T* x, const T* dy, const A* mean, A* scratch, A* partial) const {
+  void sums(Task task, const T* x, const T* dy, const A* mean, A* scratch, A* partial) const {
     A *plain = scratch, *weighted = plain + table();
     std::fill(scratch, scratch + sums_scratch * table(), A(0));
-    in_fours(block, [&](auto rows, int64_t at, int64_t i, auto count) {
+    in_fours(task.block, [&](auto rows, int64_t at, int64_t i, auto count) {
       const V center = V::load(mean + i);
       V part[rows], products = V::load(weighted + i);
       unrolled<rows>([&](auto r) {
@@ -89,19 +97,19 @@ class Rows {
   }
 
   // x·scale + shift, both tables.
-  void apply(int64_t block, const T* x, const A* scale, const A* shift, const Finish<T>& finish) const {
+  void apply(Task task, const T* x, const A* scale, const A* shift, const Finish<T>& finish) const {
     finish.with_store([&](auto put) {
-      in_turn(block, [&](int64_t at, int64_t i, auto count) {
+      in_turn(task.block, [&](int64_t at, int64_t i, auto count) {
         put(at + i, fma(load(x + at + i, count), V::load(scale + i), V::load(shift + i)), count);
       });
     });
   }
 
   // dy·slope + (x - mean)·bend + level, all tables.
-  void gradient(int64_t block, const T* x, const T* dy, const A* mean, const A* slope, const A* bend, const A* level,
+  void gradient(Task task, const T* x, const T* dy, const A* mean, const A* slope, const A* bend, const A* level,
                 const Finish<T>& finish) const {
     finish.with_store([&](auto put) {
-      in_turn(block, [&](int64_t at, int64_t i, auto count) {
+      in_turn(task.block, [&](int64_t at, int64_t i, auto count) {
         const V back = fma(load(x + at + i, count) - V::load(mean + i), V::load(bend + i), V::load(level + i));
         put(at + i, fma(load(dy + at + i, count), V::load(slope + i), back), count);
       });
