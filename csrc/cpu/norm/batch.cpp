@@ -129,7 +129,8 @@ class BatchNorm {
     for (int64_t b = 0; b < view_.blocks(); ++b) {
       const A* at = partial(b) + first;
       const double pixels = view_.pixels(b);
-      for (int64_t c = 0; c < count; ++c) mean[c] += pixels * at[c] + at[p_.c + c];
+      for (int64_t c = 0; c < count; ++c)  // from an infinite mean the deviations are NaN
+        mean[c] += pixels * at[c] + (at[c] - at[c] == 0 ? at[p_.c + c] : A(0));
     }
     for (int64_t c = 0; c < count; ++c) mean[c] *= share;
     for (int64_t b = 0; b < view_.blocks(); ++b) {

@@ -39,7 +39,7 @@ class Planes {
     pieces_ = divide_up(plane_, longest_piece);
     piece_ = pieces_ == 1 ? plane_ : round_up(divide_up(plane_, pieces_), piece_step);
     pieces_ = divide_up(plane_, piece_);
-    groups_ = divide_up(images_, pieces_ > 1 ? 1 : std::clamp(longest_piece / plane_, int64_t{1}, most_images));
+    groups_ = divide_up(images_, pieces_ > 1 ? 1 : std::clamp(grouped / plane_, int64_t{1}, most_images));
   }
 
   int64_t blocks() const { return groups_ * pieces_; }
@@ -121,6 +121,7 @@ class Planes {
 
  private:
   static constexpr int64_t longest_piece = 8192, piece_step = 64;  // elements
+  static constexpr int64_t grouped = 1024;                         // elements of a group: larger planes stand alone
   static constexpr int64_t most_images = 8;                        // read side by side
 
   // The mean in as many lanes as a load brings, zero in the others, where x is zero too.
