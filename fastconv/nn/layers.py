@@ -7,6 +7,7 @@ what; a class enters it where it is defined.
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from fastconv import functional as F
@@ -171,11 +172,16 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
 def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
     """torch's forward of a batch norm, whose statistics are the batch's in training and where it keeps none."""
-    layer._check_input_dim(input)
+    symbolic = isinstance(input, torch.fx.Proxy)  # of any rank
+    if not symbolic:
+        layer._check_input_dim(input)
     training, mean, variance = layer.training, layer.running_mean, layer.running_var
     momentum = 0.0 if layer.momentum is None else layer.momentum
     if training and layer.track_running_stats:
         if (count := layer.num_batches_tracked) is not None:
+            if symbolic:
+                path = input.tracer.path_of_module(layer)
+                count = input.tracer.create_proxy("get_attr", f"{path}.num_batches_tracked".lstrip("."), (), {})
             count.add_(1)
             if layer.momentum is None:  # the average of all batches
                 momentum = 1.0 / float(count)

@@ -127,9 +127,11 @@ def test_the_example_names_problem_and_kernel_and_leaves_no_trace():
     assert without_classes(snapshot(caller)) == without_classes(before)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model)
-    first, second, third = report.rows
+    first, norm, second, third = report.rows
     assert first.problem == "n2c3h6w5_k4r3s3_p1_f32nchw_bias, n2c3h6w4_k4r3s3_p1_f32nchw_bias"
     assert first.kernel.startswith("conv2d/fprop_")
+    assert norm.problem == "batchnorm2d_n2c4h6w5_f32nchw"
+    assert norm.kernel.startswith("batchnorm2d/fprop_")
     assert second.problem == "n2c4h6w5_k2r1s1_f32nchw, n2c4h6w4_k2r1s1_f32nchw"
     assert (third.problem, third.kernel) == ("any", "not reached by the example")
     assert first.problem in str(report)
