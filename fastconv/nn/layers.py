@@ -170,26 +170,26 @@ class MaxUnpool2d(nn.MaxUnpool2d):
         return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
-def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+def _batch_norm(self: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
     """torch's forward of a batch norm, whose statistics are the batch's in training and where it keeps none."""
     symbolic = isinstance(input, torch.fx.Proxy)  # of any rank
     if not symbolic:
-        layer._check_input_dim(input)
-    training, mean, variance = layer.training, layer.running_mean, layer.running_var
-    momentum = 0.0 if layer.momentum is None else layer.momentum
-    if training and layer.track_running_stats:
-        if (count := layer.num_batches_tracked) is not None:
+        self._check_input_dim(input)
+    training, mean, variance = self.training, self.running_mean, self.running_var
+    momentum = 0.0 if self.momentum is None else self.momentum
+    if training and self.track_running_stats:
+        if (count := self.num_batches_tracked) is not None:
             if symbolic:
-                path = input.tracer.path_of_module(layer)
+                path = input.tracer.path_of_module(self)
                 count = input.tracer.create_proxy("get_attr", f"{path}.num_batches_tracked".lstrip("."), (), {})
             count.add_(1)
-            if layer.momentum is None:  # the average of all batches
+            if self.momentum is None:  # the average of all batches
                 momentum = 1.0 / float(count)
     elif training:
         mean = variance = None
     else:
         training = mean is None and variance is None
-    return F.batch_norm(input, mean, variance, layer.weight, layer.bias, training, momentum, layer.eps)
+    return F.batch_norm(input, mean, variance, self.weight, self.bias, training, momentum, self.eps)
 
 
 @_layer

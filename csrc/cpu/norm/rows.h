@@ -119,14 +119,14 @@ class Rows {
  private:
   static constexpr int64_t shortest_row = 512, longest_row = 2048;  // elements
   static constexpr int64_t block_bytes = 64 << 10, fewest_pixels = 32;
-  static constexpr int together = 2;  // rows that share the loads and stores of the sums
+  static constexpr int together = 4;  // rows that share the loads and stores of the sums
 
   int64_t first_row(int64_t block) const { return rows_ * block / blocks_; }
 
   template <int rows>
   static V total(const V (&v)[rows]) {
     if constexpr (rows == together)
-      return v[0] + v[1];
+      return (v[0] + v[1]) + (v[2] + v[3]);
     else
       return v[0];
   }
