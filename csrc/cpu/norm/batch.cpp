@@ -15,7 +15,8 @@
 // A second pass goes backwards: what the first one read last is still in the caches.
 //
 // Predicted: memory alone decides, 2 passes over the tensor in inference, 3 in training, 5 for its gradients. Zen 4, 2
-// threads, AVX-512, f32, torch 2.13, 2026-11-22, the public functions, ms and times torch in the same layout:
+// threads, AVX-512, f32, torch 2.13, 2026-11-22, the public function, for gradients the operator, ms and times torch in
+// the same layout:
 //                        inference      training     gradients (train)   gradients (inference)
 //   64@112   NHWC  b1   0.044  2.5x   0.117  2.0x     0.129  1.7x           0.106  1.5x
 //            NHWC  b8   1.43   0.9x   2.37   1.0x     3.69   1.0x           2.97   2.9x
@@ -32,10 +33,13 @@
 //            NCHW  b1   0.020  1.1x   0.049  2.2x     0.057  0.6x           0.049  0.6x
 //            NCHW  b8   0.143  0.8x   0.219  3.6x     0.288  0.7x           0.220  0.8x
 // Tensors that lie in the caches move 70 to 150 GB/s, larger ones 25 to 36 (a copy 37 to 44): the passes are as
-// predicted. Loses at batch 8 where tensor and result together just overflow the last cache, by what a run differs from
-// the next, and to torch's gradients of NCHW planes of 7x7, whose sums end in two reductions of a register each. Blocks
-// depend on the problem alone, so the bits do not depend on the number of threads. 16-bit types are summed in float and
-// rounded once.
+// predicted. Rows 64@112 b1 are of one run, the others of a second; at batch 8 runs differ by a quarter, torch's
+// gradients in inference by three times. Loses to torch in inference where tensor and result together overflow the last
+// cache (NCHW, batch 8: 0.75 to 0.95x in three runs), and in gradients of NCHW planes of 7x7, where every channel ends
+// in reductions of registers.
+//
+// Blocks depend on the problem alone, so the bits do not depend on the number of threads. 16-bit types are summed in
+// float and rounded once.
 #include <array>
 
 #include "arena.h"
