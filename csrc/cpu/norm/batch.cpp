@@ -1,18 +1,14 @@
 // Batch normalisation and its gradients, in both layouts (rows.h: channels_last, planes.h: NCHW).
 //
-//   inference  y = x·scale + shift, folded once a call from weight, bias, mean, variance and eps in double; then
-//   residual
-//              and activation. One pass: x read, y written.
-//   training   mean and variance of the batch first. A block of about 64 KiB is read twice, the second time from the
-//   near
-//              caches: its mean, then the sums of the deviations from it and of their squares (the corrected two-pass
-//              algorithm, which loses nothing where the mean is large beside the deviation). The blocks are merged in
-//              double, in their order. Then as above: x read twice from memory, y written once.
-//   gradients  the sums of dy and of dy·(x - mean) by the same blocks, merged in the same way, give dweight and dbias
-//   and
-//              in training the two terms that dx needs: x and dy read twice, dx written. In inference dx needs no sums,
-//              and a block's dx is written while it is in the cache: x and dy read once.
-// A second pass goes backwards: what the first one read last is still in the caches.
+// Inference: y = x·scale + shift, folded once a call from weight, bias, mean, variance and eps in double; then residual
+// and activation. One pass: x read, y written.
+// Training: mean and variance of the batch first. A block of about 64 KiB is read twice, the second time from the near
+// caches: its mean, then the sums of the deviations from it and of their squares (the corrected two-pass algorithm,
+// which loses nothing where the mean is large beside the deviation). The blocks are merged in double, in their order.
+// Then as above: x read twice from memory, y written once. Gradients: the sums of dy and of dy·(x - mean) by the same
+// blocks, merged in the same way, give dweight and dbias and, after training, the two terms that dx needs: x and dy
+// read twice, dx written. After inference dx needs no sums, and a block's dx is written while the block is in the
+// cache: x and dy read once. A second pass goes backwards: what the first one read last is still in the caches.
 //
 // Predicted: memory alone decides, 2 passes over the tensor in inference, 3 in training, 5 for its gradients. Zen 4, 2
 // threads, AVX-512, f32, torch 2.13, 2026-11-22, the public function, for gradients the operator, ms and times torch in
