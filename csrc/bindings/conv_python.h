@@ -11,4 +11,7 @@ namespace fastconv {
 // form.
 void add_conv_functions(pybind11::module_& m);
 
+// Likewise batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps) (norm_python.cpp).
+void add_norm_functions(pybind11::module_& m);
+
 }  // namespace fastconv

@@ -115,6 +115,7 @@ const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor
 at::Tensor allocate(const Problem& p, const Operands& o) {
   const at::Tensor& like = o.x.defined() ? o.x : o.y;
   if (p.pass == Pass::wgrad && p.is_conv()) return empty_result(o.w_sizes, o.w_strides, like.options());
+  if (p.pass == Pass::wgrad && p.is_norm()) return at::empty({2, p.c}, o.mean.options());
   const bool dgrad = p.pass == Pass::dgrad;
   return empty_result({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
                       format_of(p.layout), like.options());
@@ -127,11 +128,14 @@ at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& 
     if (tensor.defined()) tensors[name] = py::cast(tensor);
   };
   put("x", o.x), put("w", o.w), put("y", o.y), put("bias", o.bias), put("residual", o.residual), put("index", o.index);
+  put("mean", o.mean), put("variance", o.variance), put("stats", o.stats);
+  if (problem.is_norm()) tensors["eps"] = o.eps;
   return plan.kernel.attr("run")(py::cast(problem), **tensors).cast<at::Tensor>();
 }
 
 // PyTorch's operators choose the strides of their results themselves; ours were promised beforehand.
 at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Operands& o) {
+  if (p.pass == Pass::wgrad && p.is_norm()) return result;
   std::vector<int64_t> strides = c10::get_channels_last_strides_2d(result.sizes());
   if (p.pass == Pass::wgrad && p.is_conv())
     strides = o.w_strides.vec();
@@ -193,6 +197,8 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   Args args;
   args.x = data_of(o.x), args.w = data_of(o.w), args.y = data_of(o.y);
   args.bias = data_of(o.bias), args.residual = data_of(o.residual);
+  args.mean = data_of(o.mean), args.variance = data_of(o.variance), args.eps = o.eps;
+  args.stats = o.stats.defined() ? o.stats.mutable_data_ptr() : nullptr;
   args.out = o.out.mutable_data_ptr();
   args.index = o.index.defined() ? o.index.mutable_data_ptr() : nullptr;
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;

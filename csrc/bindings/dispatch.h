@@ -14,8 +14,10 @@ namespace py = pybind11;
 // The tensors of one call. Activations lie densely in the problem's layout; undefined where the pass has no use.
 struct Operands {
   at::Tensor x, w, y, bias, residual, index;
-  at::Tensor out;                                // allocated by execute() when undefined
-  at::IntArrayRef w_sizes = {}, w_strides = {};  // of dw, for wgrad
+  at::Tensor mean = {}, variance = {}, stats = {};  // of a norm, in the arithmetic type
+  double eps = 0;                                   // likewise
+  at::Tensor out = {};                              // allocated by execute() when undefined
+  at::IntArrayRef w_sizes = {}, w_strides = {};     // of dw, for wgrad
 };
 
 struct Plan {

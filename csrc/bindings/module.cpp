@@ -81,7 +81,7 @@ void each_field(Problem& p, F&& f) {
   f("bias", p.epilogue.bias), f("residual", p.epilogue.residual), f("activation", p.epilogue.activation);
   f("alpha", p.epilogue.alpha), f("out_offset", p.epilogue.out_offset), f("out_channels", p.epilogue.out_channels);
   f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
-  f("divisor_override", p.divisor_override), f("index", p.index);
+  f("divisor_override", p.divisor_override), f("index", p.index), f("training", p.training);
 }
 
 void bind_problem(py::module_& m) {
@@ -99,6 +99,7 @@ void bind_problem(py::module_& m) {
       .def_property_readonly("flops", &Problem::flops)
       .def_property_readonly("bytes", &Problem::bytes)
       .def_property_readonly("is_conv", &Problem::is_conv)
+      .def_property_readonly("is_norm", &Problem::is_norm)
       .def_property_readonly("is_depthwise", &Problem::is_depthwise)
       .def_property_readonly("is_pointwise", &Problem::is_pointwise)
       .def("replace", [](Problem p, const py::kwargs& changes) {
@@ -155,11 +156,13 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
                 const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
-                const OptionalTensor& residual, const OptionalTensor& index, int threads) {
+                const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& mean,
+                const OptionalTensor& variance, const OptionalTensor& stats, double eps, int threads) {
   const Kernel& kernel = cpu_kernels().at(row);
   checked(refuses_isa(kernel.isa, Isa::avx512));
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
-  Operands o{get(x), get(w), get(y), get(bias), get(residual), get(index), out};
+  Operands o{get(x),        get(w),     get(y), get(bias), get(residual), get(index), get(mean),
+             get(variance), get(stats), eps,    out};
   py::gil_scoped_release release;
   if (threads > 0)
     run_native(kernel, problem, o, FixedParallel(threads));
@@ -200,7 +203,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("estimate", &estimate, py::arg("row"), py::arg("problem"), py::arg("threads"));
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
-        py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("threads") = 0);
+        py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("mean") = py::none(),
+        py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("eps") = 0.0, py::arg("threads") = 0);
   m.def("set_planner", &set_planner);
   m.def("clear_plans", &clear_plans);
   m.def("plan_count", &plan_count);
@@ -216,6 +220,7 @@ PYBIND11_MODULE(_C, m) {
     return found && cpu_supports(*found);
   });
   add_conv_functions(m);
+  add_norm_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
 }

@@ -21,8 +21,13 @@ struct Args {
   const void* bias = nullptr;      // one value a written channel, in the problem's dtype
   const void* residual = nullptr;  // dense, in the problem's dtype and layout
   void* index = nullptr;           // max pools: written by fprop, read by dgrad and unpool2d
-  void* workspace = nullptr;       // as many bytes as workspace() asked for, 64-byte aligned
-  int64_t w_stride[4] = {};        // of w (of dw in wgrad), in elements, ordered K C R S
+  // Batch norms, one value a channel in the arithmetic type, as their w (weight) and bias are too; null: 1 and 0.
+  const void* mean = nullptr;      // running, or the batch's for its gradients
+  const void* variance = nullptr;  // likewise, biased
+  void* stats = nullptr;           // 2·C written: mean and variance by a training fprop, dweight and dbias by dgrad
+  double eps = 0;
+  void* workspace = nullptr;  // as many bytes as workspace() asked for, 64-byte aligned
+  int64_t w_stride[4] = {};   // of w (of dw in wgrad), in elements, ordered K C R S
 };
 
 struct KernelBody {

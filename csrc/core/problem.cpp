@@ -66,6 +66,7 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
+  if (is_norm()) return 2.0 * outputs * ((training ? 2 : 1) + (pass == Pass::dgrad ? 1 : 0));
   if (op == Op::adaptivemax2d || op == Op::adaptiveavg2d) return std::max(outputs, static_cast<double>(x_elements()));
   return outputs * taps();
 }
@@ -75,9 +76,10 @@ double Problem::bytes() const {
   const double x = x_elements(), y = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   const double filter = is_conv() ? static_cast<double>(w_elements()) : 0;
   const double written = pass == Pass::dgrad ? x : y;
+  const double reread = is_norm() && pass == Pass::dgrad ? x : 0;  // beside dy; dx is written
   const double extra = (epilogue.residual ? written : 0) + (epilogue.bias ? written_channels() : 0);
   const double index_bytes = index == Index::none ? 0 : y * (index == Index::u8 ? 1 : 8);
-  return size * (x + y + filter + extra) + index_bytes;
+  return size * (x + y + reread + filter + extra) + index_bytes;
 }
 
 int64_t window_output(const Axis& axis, bool ceil_mode) {

@@ -6,6 +6,9 @@
 // u is the stride, p the padding ("p1x2" per axis, "p0:1x2:3" per side), d the dilation, g the groups.
 // Pools drop k; adaptive pools and unpool2d name the output size with o7x7; "ceil", "nopad" (divisor leaves the
 // padding out), "div5" (divisor override), "indexu8"/"indexi64" (index kind) are pool words.
+//
+// batchnorm2d_n8c64h56w56_f32nhwc[_train][_dgrad]: "train" takes mean and variance from the batch. Its dgrad writes dx
+// and the gradients of weight and bias, its wgrad those two alone.
 #pragma once
 
 #include <cstddef>
@@ -58,6 +61,8 @@ struct Problem {
   bool count_include_pad = true;
   int64_t divisor_override = 0;  // 0: none
   Index index = Index::none;
+  // Norms only: by the batch's own statistics.
+  bool training = false;
 
   int64_t channels_per_group() const { return c / groups; }  // C/g
   int64_t filters_per_group() const { return k / groups; }   // K/g
@@ -68,6 +73,7 @@ struct Problem {
   int64_t y_elements() const { return n * k * out_pixels(); }
   int64_t w_elements() const { return k * channels_per_group() * taps(); }
   bool is_conv() const { return op == Op::conv2d; }
+  bool is_norm() const { return op == Op::batchnorm2d; }
   bool is_depthwise() const { return is_conv() && groups == c && groups > 1; }
   bool is_one_pixel() const { return in_pixels() == 1 && out_pixels() == 1; }  // both layouts are the same
   bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
@@ -77,14 +83,15 @@ struct Problem {
   int64_t written_channels() const { return pass == Pass::dgrad ? c : k; }
   int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
 
-  // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool.
+  // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool; a multiply-add an element and
+  // pass over the tensor for a norm.
   double flops() const;
   // Every operand read once and the result written once.
   double bytes() const;
 
   auto fields() const {
     return std::tie(op, pass, dtype, layout, n, c, k, groups, h, w, epilogue, ceil_mode, count_include_pad,
-                    divisor_override, index);
+                    divisor_override, index, training);
   }
   bool operator==(const Problem& other) const { return fields() == other.fields(); }
 

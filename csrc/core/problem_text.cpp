@@ -86,6 +86,7 @@ bool parse_type(Word word, Problem& p) {
 void parse_word(Word word, Problem& p) {
   if (word.rest == "ceil") return void(p.ceil_mode = true);
   if (word.rest == "nopad") return void(p.count_include_pad = false);
+  if (word.rest == "train") return void(p.training = true);
   if (word.rest == "bias") return void(p.epilogue.bias = true);
   if (word.rest == "res") return void(p.epilogue.residual = true);
   if (auto pass = Pass_from(word.rest)) return void(p.pass = *pass);
@@ -139,13 +140,14 @@ std::string Problem::text() const {
   out += "n" + str(n) + "c" + str(c) + "h" + str(h.in) + "w" + str(w.in);
   if (sized_output(op)) {
     out += "_o" + str(h.out) + "x" + str(w.out);
-  } else {
+  } else if (!is_norm()) {
     out += "_" + (is_conv() ? "k" + str(k) : std::string()) + "r" + str(h.window) + "s" + str(w.window);
     out += pair("u", h.stride, w.stride, 1) + padding(h, w) + pair("d", h.dilation, w.dilation, 1);
   }
   if (is_conv() && groups != 1) out += "_g" + str(groups);
   out += "_" + std::string(name_of(dtype)) + std::string(name_of(layout));
   if (pass != Pass::fprop) out += "_" + std::string(name_of(pass));
+  if (training) out += "_train";
   if (ceil_mode) out += "_ceil";
   if (!count_include_pad) out += "_nopad";
   if (divisor_override) out += "_div" + str(divisor_override);

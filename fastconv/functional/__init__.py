@@ -1,4 +1,6 @@
-"""torch.nn.functional's convolutions and pools on fastconv's kernels: same names, argument order, defaults, results.
+"""torch.nn.functional's convolutions, pools and batch norm on fastconv's kernels.
+
+Names, argument order, defaults and results are torch's.
 
 These functions only bring arguments into one form. Which kernel runs is decided in :mod:`fastconv.dispatch`.
 3-D convolutions are torch's own functions.
@@ -15,6 +17,7 @@ from fastconv.functional.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from fastconv.functional.norm import batch_norm
 from fastconv.functional.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -34,6 +37,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool1d",
     "avg_pool2d",
+    "batch_norm",
     "conv1d",
     "conv2d",
     "conv2d_act",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastconv.kernels import aten_pool
+from fastconv.kernels import aten_norm, aten_pool
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -28,12 +28,13 @@ _ACTIVATIONS = {
 
 
 def rows() -> list[Kernel]:
-    """One row per pass of a convolution and of every pool."""
+    """One row per pass of a convolution, of every pool and of batch normalisation."""
     return [
         Kernel("conv2d/fprop_aten", "conv2d", "fprop", DEVICES, _refuses, conv_fprop),
         Kernel("conv2d/dgrad_aten", "conv2d", "dgrad", DEVICES, _refuses_dgrad, conv_dgrad),
         Kernel("conv2d/wgrad_aten", "conv2d", "wgrad", DEVICES, _refuses, conv_wgrad),
         *aten_pool.rows(),
+        *aten_norm.rows(),
     ]
 
 

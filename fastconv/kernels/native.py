@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastconv import settings
 from fastconv._native import C
+from fastconv.kernels.aten_norm import EPS
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -44,8 +45,12 @@ def _run(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     index: Tensor | None = None,
+    mean: Tensor | None = None,
+    variance: Tensor | None = None,
+    stats: Tensor | None = None,
+    eps: float = EPS,
     threads: int = 0,
 ) -> Tensor:
     """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses."""
-    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, threads)
+    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, eps, threads)
     return out

@@ -24,7 +24,7 @@ _HEAD_CHANNELS = 1280
 _CHANNEL_MULTIPLE = 8
 
 # TensorFlow's batch norm: epsilon 1e-3, and a decay of 0.99 where torch counts the new share.
-_BatchNorm2d = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class Stage(NamedTuple):
@@ -116,11 +116,11 @@ class MBConvBlock(nn.Module):
         hidden = in_channels * expansion
         if self.expands:
             self._expand_conv = layers.Conv2d(in_channels, hidden, 1, bias=False)
-            self._bn0 = _BatchNorm2d(hidden)
+            self._bn0 = layers.BatchNorm2d(hidden, **_NORM)
         self._pad, self._depthwise_conv = _same_conv(layers, size, hidden, hidden, kernel, stride, groups=hidden)
-        self._bn1 = _BatchNorm2d(hidden)
+        self._bn1 = layers.BatchNorm2d(hidden, **_NORM)
         self._project_conv = layers.Conv2d(hidden, out_channels, 1, bias=False)
-        self._bn2 = _BatchNorm2d(out_channels)
+        self._bn2 = layers.BatchNorm2d(out_channels, **_NORM)
         self._relu6 = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         size = variant.image_size if image_size is None else image_size
         self._pad, self._conv_stem = _same_conv(layers, size, 3, _STEM_CHANNELS, 3, stride=2)
-        self._bn0 = _BatchNorm2d(_STEM_CHANNELS)
+        self._bn0 = layers.BatchNorm2d(_STEM_CHANNELS, **_NORM)
         size = math.ceil(size / 2)
 
         self._blocks = nn.ModuleList()
@@ -172,7 +172,7 @@ class EfficientNetLite(nn.Module):
             size = math.ceil(size / stage.stride)
 
         self._conv_head = layers.Conv2d(channels, _HEAD_CHANNELS, 1, bias=False)
-        self._bn1 = _BatchNorm2d(_HEAD_CHANNELS)
+        self._bn1 = layers.BatchNorm2d(_HEAD_CHANNELS, **_NORM)
         self._relu6 = nn.ReLU6(inplace=True)
         self._avg_pooling = layers.AdaptiveAvgPool2d(1)
         self._dropout = nn.Dropout(variant.dropout if dropout is None else dropout)

@@ -41,7 +41,7 @@ def _conv_norm_relu6(
     conv = layers.Conv2d(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
     )
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+    return nn.Sequential(conv, layers.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
@@ -59,7 +59,7 @@ class InvertedResidual(nn.Module):
             *expand,
             _conv_norm_relu6(layers, hidden, hidden, 3, stride, groups=hidden),
             layers.Conv2d(hidden, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            layers.BatchNorm2d(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def model_info(name: str) -> ModelInfo:
 def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv", **kwargs) -> nn.Module:
     """Build the model `name` with fresh weights, in training mode.
 
-    `layers` picks the module its convolution and pooling layers come from: "fastconv" or "torch". The other
+    `layers` picks the module its convolutions, pools and batch norms come from: "fastconv" or "torch". The other
     keyword arguments go to the family's class; all take `num_classes`.
     """
     info = model_info(name)

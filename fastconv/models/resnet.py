@@ -28,7 +28,7 @@ def _shortcut(layers: ModuleType, in_channels: int, out_channels: int, stride: i
     """The projection of option B (section 3.3), or None where the input already has the output's shape."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv1x1(layers, in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(_conv1x1(layers, in_channels, out_channels, stride), layers.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -39,10 +39,10 @@ class BasicBlock(nn.Module):
     def __init__(self, layers: ModuleType, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(layers, in_channels, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = layers.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv3x3(layers, width, width)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = layers.BatchNorm2d(width)
         self.downsample = _shortcut(layers, in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = _conv1x1(layers, in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = layers.BatchNorm2d(width)
         self.conv2 = _conv3x3(layers, width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = layers.BatchNorm2d(width)
         self.conv3 = _conv1x1(layers, width, out_channels)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.bn3 = layers.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(layers, in_channels, out_channels, stride)
 
@@ -101,7 +101,7 @@ class ResNet(nn.Module):
     def __init__(self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000) -> None:
         super().__init__()
         self.conv1 = layers.Conv2d(3, _STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(_STEM_CHANNELS)
+        self.bn1 = layers.BatchNorm2d(_STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = layers.MaxPool2d(3, stride=2, padding=1)
 

@@ -62,7 +62,7 @@ def _features(layers: ModuleType, variant: Variant) -> nn.Sequential:
         for _ in range(depth):
             modules.append(layers.Conv2d(channels, width, 3, padding=1))
             if variant.batch_norm:
-                modules.append(nn.BatchNorm2d(width))
+                modules.append(layers.BatchNorm2d(width))
             modules.append(nn.ReLU(inplace=True))
             channels = width
         modules.append(layers.MaxPool2d(2, stride=2))

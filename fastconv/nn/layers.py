@@ -1,4 +1,4 @@
-"""torch.nn's convolutions and pools on fastconv's kernels: subclasses that change the forward call and nothing else.
+"""torch.nn's convolutions, pools and batch norms on fastconv's kernels: subclasses that change the forward call alone.
 
 Construction, parameters, state_dict, repr, hooks and pickling are torch's. ``LAYERS`` is the one table of what replaces
 what; a class enters it where it is defined.
@@ -7,6 +7,7 @@ what; a class enters it where it is defined.
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from fastconv import functional as F
@@ -167,6 +168,42 @@ class MaxUnpool2d(nn.MaxUnpool2d):
 
     def forward(self, input: Tensor, indices: Tensor, output_size: list[int] | None = None) -> Tensor:
         return F.max_unpool2d(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+def _batch_norm(self: nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+    """torch's forward of a batch norm, whose statistics are the batch's in training and where it keeps none."""
+    symbolic = isinstance(input, torch.fx.Proxy)  # of any rank
+    if not symbolic:
+        self._check_input_dim(input)
+    training, mean, variance = self.training, self.running_mean, self.running_var
+    momentum = 0.0 if self.momentum is None else self.momentum
+    if training and self.track_running_stats:
+        if (count := self.num_batches_tracked) is not None:
+            if symbolic:
+                path = input.tracer.path_of_module(self)
+                count = input.tracer.create_proxy("get_attr", f"{path}.num_batches_tracked".lstrip("."), (), {})
+            count.add_(1)
+            if self.momentum is None:  # the average of all batches
+                momentum = 1.0 / float(count)
+    elif training:
+        mean = variance = None
+    else:
+        training = mean is None and variance is None
+    return F.batch_norm(input, mean, variance, self.weight, self.bias, training, momentum, self.eps)
+
+
+@_layer
+class BatchNorm1d(nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` on fastconv's kernels."""
+
+    forward = _batch_norm
+
+
+@_layer
+class BatchNorm2d(nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` on fastconv's kernels."""
+
+    forward = _batch_norm
 
 
 __all__ = [cls.__name__ for cls in LAYERS.values()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import conv, pooling
+from torch.nn.modules import batchnorm, conv, pooling
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
@@ -32,7 +32,7 @@ Filter = Callable[[nn.Module, str], bool]
 def swap(
     model: nn.Module, filter_fn: Filter | None = None, dry_run: bool = False, *, example_inputs: Any = None
 ) -> Report:
-    """Lets the model's convolutions and pools run on fastconv's kernels, in place; :func:`restore` undoes it.
+    """Lets a model's convolutions, pools and batch norms run on fastconv's kernels, in place; see :func:`restore`.
 
     model: any module; it may itself be a convolution.
     filter_fn: ``filter_fn(module, name)`` is asked for every layer that could be swapped; False keeps it.
@@ -40,7 +40,7 @@ def swap(
     example_inputs: the model's input, a tuple of arguments or a dict of keyword arguments. One forward pass, in eval
         mode and without gradients, then tells every layer's problem and kernel.
 
-    Returns a report that names every convolution and pool of the model and, where it was kept, says why.
+    Returns a report that names every one of them in the model and, where it was kept, says why.
     Raises TypeError for a model that is no module or a filter that cannot be called. When the filter or the example
     pass raises, the model is what it was.
     """
@@ -101,10 +101,10 @@ def _base(module: nn.Module) -> type:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is a convolution or pool of any kind: torch's, derived from torch's, scripted or quantized."""
+    """Whether it is a convolution, pool or batch norm: torch's, derived from torch's, scripted or quantized."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(cls.__name__ == module.original_name for cls in LAYERS)
-    ours = (conv.__name__, pooling.__name__)
+    ours = (conv.__name__, pooling.__name__, batchnorm.__name__)
     return any(
         cls.__module__ in ours or (cls.__module__.startswith(_QUANTIZED) and "Conv" in cls.__name__)
         for cls in type(module).__mro__

@@ -179,6 +179,8 @@ def capture(model: nn.Module, *inputs: Tensor, train: bool = False, layout: str 
             calls.extend(Captured(running[-1], each) for each in (_passes(problem, call) if train else [problem]))
 
     def traced(call: trace.Call) -> None:
+        if call.problem.is_norm:
+            return  # torch's are not seen either
         problem = call.problem.replace(layout=layout) if layout else call.problem
         calls.append(Captured(running[-1], problem))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fastconv import registry
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
-from fastconv.testing import fuzz_pool, tolerances
+from fastconv.testing import check_norm, fuzz_norm, fuzz_pool, tolerances
 from fastconv.testing.check import check_conv, is_exact
 from fastconv.testing.check_pool import check_pool
 
@@ -97,7 +97,8 @@ def _candidate(rng: random.Random, pass_: str) -> Problem | None:
 class Tally:
     """How many checks each kernel passed: on integers, by equality, and on real values, within the error bound.
 
-    The results of average pools are rounded quotients of exact sums; they count as integers, within their bound.
+    The results of average pools and of norms in training are rounded quotients of exact sums; they count as integers,
+    within their bound.
     """
 
     exact: Counter[str] = field(default_factory=Counter)
@@ -131,7 +132,8 @@ def fuzz(count: int, seed: int = 0, kernels: str = "") -> Tally:
     while hungry:
         rng = random.Random(seed)
         problem = _problem_for(rng, hungry[rng.choice(sorted(hungry))])
-        check = _conv_check(rng, problem, seed) if problem.is_conv else _pool_check(rng, problem, seed)
+        make = _conv_check if problem.is_conv else _norm_check if problem.is_norm else _pool_check
+        check = make(rng, problem, seed)
         for rows in list(hungry.values()):
             for kernel in rows:
                 if kernel.computes(problem) and kernel.refuses(problem) is None:
@@ -166,7 +168,12 @@ def _problem_for(rng: random.Random, rows: list[Kernel]) -> Problem:
     """A random problem that at least one of the kernels takes."""
     op, pass_ = rows[0].op, rows[0].pass_
     for _ in range(ATTEMPTS):
-        problem = random_problem(rng, pass_=pass_) if op == "conv2d" else fuzz_pool.random_problem(rng, op, pass_)
+        if op == "conv2d":
+            problem = random_problem(rng, pass_=pass_)
+        elif op == "batchnorm2d":
+            problem = fuzz_norm.random_problem(rng, pass_)
+        else:
+            problem = fuzz_pool.random_problem(rng, op, pass_)
         if any(kernel.refuses(problem) is None for kernel in rows):
             return problem
     raise AssertionError(f"None of {ATTEMPTS} random problems is accepted by {without_target(rows[0])}.")
@@ -191,6 +198,19 @@ def _pool_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
     kind = rng.choice(("ties", "special", "normal")) if selects else "ties" if rng.random() < INTEGER else "normal"
     options = {"kind": kind, "seed": seed, "offset": rng.randrange(OFFSETS), "threads": rng.choice((1, 2, 3))}
     return _Check(check_pool, problem, options, selects or kind == "ties")
+
+
+def _norm_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
+    """In training, integers are within the bound too: their mean need not be one."""
+    kind = "integers" if rng.random() < INTEGER else rng.choice(("normal", "shifted"))
+    options = {
+        "kind": kind,
+        "seed": seed,
+        "offset": rng.randrange(OFFSETS),
+        "threads": rng.choice((1, 2, 3)),
+        "affine": rng.random() < 0.7,
+    }
+    return _Check(check_norm.check_norm, problem, options, kind == "integers")
 
 
 def main() -> int:

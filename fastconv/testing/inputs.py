@@ -26,8 +26,11 @@ def memory_format(problem: Problem) -> torch.memory_format:
 
 
 def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
-    """Shapes of x, w and y (the output, or its gradient)."""
+    """Shapes of x, w and y (the output, or its gradient); w of a norm is what its wgrad writes, (2, C)."""
     h, w = problem.h, problem.w
+    if problem.is_norm:
+        whole = (problem.n, problem.c, h.size, w.size)
+        return {"x": whole, "w": (2, problem.c), "y": whole}
     return {
         "x": (problem.n, problem.c, h.size, w.size),
         "w": (problem.k, problem.c // problem.groups, h.window, w.window),

@@ -97,6 +97,8 @@ class Oracle:
 
 def ask(problem: Problem) -> Oracle:
     """Makes operands and computes the exact result; the same for the same problem."""
+    if problem.is_norm:
+        return _ask_norm(problem)
     return _ask_conv(problem) if problem.is_conv else _ask_pool(problem)
 
 
@@ -118,6 +120,18 @@ def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
     run = {"fprop": aten.conv_fprop, "dgrad": aten.conv_dgrad, "wgrad": aten.conv_wgrad}[problem.pass_]
     plain = problem.replace(dtype="f64", bias=False, residual=False, activation="none", out_channels=0, out_offset=0)
     return run(plain, **{name: t.double() for name, t in tensors.items()}).contiguous()
+
+
+def _ask_norm(problem: Problem) -> Oracle:
+    from fastconv.testing import check_norm
+
+    case = check_norm.case(problem, "normal", SEED)
+    tensors = dict(case.tensors)
+    if case.stats is not None:
+        tensors["stats"] = torch.empty_like(case.stats, dtype=check_norm.arithmetic(problem))
+    # The exact result may hold more terms than a sum has: a training batch counts in every element.
+    terms = problem.n * problem.h.size * problem.w.size + check_norm.STEPS
+    return Oracle(problem, tensors, case.expected, case.size, terms, "fastconv.reference_norm in float64")
 
 
 def _ask_pool(problem: Problem) -> Oracle:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 import fastconv.functional
-from fastconv.kernels import aten_pool
+from fastconv.kernels import aten_norm, aten_pool
 from fastconv.problem import Problem
 from fastconv.testing import inputs
 
 Tensors = dict[str, Tensor]
 Call = Callable[[], object]
 aten = torch.ops.aten
+EPS, MOMENTUM = aten_norm.EPS, 0.1
 
 
 def fprop(problem: Problem, tensors: Tensors, namespace: ModuleType) -> Call | None:
@@ -47,7 +48,18 @@ def fprop(problem: Problem, tensors: Tensors, namespace: ModuleType) -> Call | N
         case "adaptivemax2d":
             function, index = namespace.adaptive_max_pool2d, problem.index != "none"
             return lambda: function(x, size, index)
+        case "batchnorm2d":
+            function, training, (mean, variance) = namespace.batch_norm, problem.training, _running(problem, tensors)
+            weight, bias = tensors.get("w"), tensors.get("bias")
+            return lambda: function(x, mean, variance, weight, bias, training, MOMENTUM, EPS)
     return None
+
+
+def _running(problem: Problem, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Running statistics: the operands', or some that training may move."""
+    if not problem.training:
+        return tensors["mean"], tensors["variance"]
+    return torch.zeros_like(tensors["stats"][0]), torch.ones_like(tensors["stats"][1])
 
 
 def transposed(problem: Problem, tensors: Tensors, namespace: ModuleType) -> Call | None:
@@ -70,6 +82,8 @@ def backward(problem: Problem, tensors: Tensors, of_transposed: bool = False) ->
         return None
     if problem.is_conv:
         return _conv_backward(problem, tensors, of_transposed)
+    if problem.is_norm:
+        return _norm_backward(problem, tensors)
     window, stride, padding, dilation = _geometry(problem)
     dy, x, size = tensors["y"], _blank(problem, "x", tensors["y"]), [problem.h.out, problem.w.out]
     match problem.op:
@@ -104,6 +118,14 @@ def _conv_backward(problem: Problem, tensors: Tensors, of_transposed: bool) -> C
     return lambda: function(dy, x, weight, None, stride, padding, dilation, of_transposed, extra, groups, mask)
 
 
+def _norm_backward(problem: Problem, tensors: Tensors) -> Call:
+    dy, x, weight, mean, variance = (tensors.get(name) for name in ("y", "x", "w", "mean", "variance"))
+    function, mask = aten.native_batch_norm_backward.default, [problem.pass_ == "dgrad", True, True]
+    inverse, training = (variance + EPS).rsqrt(), problem.training
+    call = partial(function, dy, x, weight, mean, variance, mean, inverse, training, EPS, mask)
+    return call if problem.pass_ == "dgrad" else lambda: torch.stack(call()[1:])
+
+
 def own_backward(problem: Problem, tensors: Tensors) -> Call | None:
     """The call our autograd makes for the problem, and for ``conv_transpose2d``, whose gradients are other passes of
     the same convolution; None as for :func:`backward`.
@@ -124,6 +146,11 @@ def own_backward(problem: Problem, tensors: Tensors) -> Call | None:
                 return partial(op.conv2d_dgrad.default, dy, w, None, size, *geometry)
             case "wgrad":
                 return partial(op.conv2d_wgrad.default, dy, x, window, *geometry)
+    if problem.is_norm:
+        given = (tensors["mean"], tensors["variance"], problem.training, EPS)
+        if problem.pass_ == "dgrad":
+            return partial(op.batch_norm_dgrad.default, tensors["y"], tensors["x"], tensors.get("w"), *given)
+        return partial(op.batch_norm_wgrad.default, tensors["y"], tensors["x"], *given)
     if problem.pass_ != "dgrad":
         return None
     dy = tensors["y"]

@@ -18,13 +18,13 @@ def test_swap_changes_classes_only_and_restore_undoes_it():
     before, y = snapshot(model.eval()), model(X)
     keys, parameters = list(model.state_dict()), list(map(id, model.parameters()))
     report = fastconv.swap(model)
-    assert [type(m) for m in model] == [fastconv.nn.Conv2d, nn.BatchNorm2d, nn.ReLU, fastconv.nn.Conv2d]
+    assert [type(m) for m in model] == [fastconv.nn.Conv2d, fastconv.nn.BatchNorm2d, nn.ReLU, fastconv.nn.Conv2d]
     assert without_classes(snapshot(model)) == without_classes(before)
     assert list(model.state_dict()) == keys
     assert list(map(id, model.parameters())) == parameters
-    assert [row.name for row in report.swapped] == ["0", "3"]
+    assert [row.name for row in report.swapped] == ["0", "1", "3"]
     torch.testing.assert_close(model(X), y)
-    assert fastconv.restore(model) == 2
+    assert fastconv.restore(model) == 3
     assert snapshot(model) == before
     assert torch.equal(model(X), y)
 
@@ -45,7 +45,7 @@ def test_dry_run_touches_nothing():
     before = snapshot(model)
     report = fastconv.swap(model, dry_run=True)
     assert snapshot(model) == before
-    assert "2 of 2 layers would run on fastconv" in str(report)
+    assert "3 of 3 layers would run on fastconv" in str(report)
     report = fastconv.swap(model, dry_run=True, example_inputs=X)
     assert snapshot(model) == before
     assert report.rows[0].problem == "n2c3h6w5_k4r3s3_p1_f32nchw_bias"
@@ -64,12 +64,12 @@ def test_filter_sees_module_and_name_and_decides():
 
     def only_pointwise(module, name):
         asked.append((module, name))
-        return module.kernel_size == (1, 1)
+        return getattr(module, "kernel_size", None) == (1, 1)
 
     report = fastconv.swap(model, only_pointwise)
-    assert asked == [(model[0], "0"), (model[3], "3")]
+    assert asked == [(model[0], "0"), (model[1], "1"), (model[3], "3")]
     assert [type(model[0]), type(model[3])] == [nn.Conv2d, fastconv.nn.Conv2d]
-    assert [row.kept for row in report.rows] == ["filter_fn left it out.", None]
+    assert [row.kept for row in report.rows] == ["filter_fn left it out.", "filter_fn left it out.", None]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,11 @@ def test_the_example_names_problem_and_kernel_and_leaves_no_trace():
     assert without_classes(snapshot(caller)) == without_classes(before)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values(), strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model)
-    first, second, third = report.rows
+    first, norm, second, third = report.rows
     assert first.problem == "n2c3h6w5_k4r3s3_p1_f32nchw_bias, n2c3h6w4_k4r3s3_p1_f32nchw_bias"
     assert first.kernel.startswith("conv2d/fprop_")
+    assert norm.problem == "batchnorm2d_n2c4h6w5_f32nchw"
+    assert norm.kernel.startswith("batchnorm2d/fprop_")
     assert second.problem == "n2c4h6w5_k2r1s1_f32nchw, n2c4h6w4_k2r1s1_f32nchw"
     assert (third.problem, third.kernel) == ("any", "not reached by the example")
     assert first.problem in str(report)

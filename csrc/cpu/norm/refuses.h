@@ -1,0 +1,20 @@
+// What no kernel of a norm takes.
+#pragma once
+
+#include <string>
+
+#include "core/kernel.h"
+#include "simd/isa.h"
+
+namespace fastconv::FASTCONV_ISA::norm {
+
+inline std::string refuses(const Problem& p) {
+  if (p.dtype == Dtype::other) return "It has no kernel for this dtype.";
+  if (p.x_elements() == 0) return "The input is empty.";
+  if (p.epilogue.out_channels) return "It writes no channel slice of a larger buffer.";
+  if (p.pass != Pass::fprop && (p.epilogue.residual || p.epilogue.activation != Activation::none))
+    return "Gradients have no residual and no activation.";
+  return {};
+}
+
+}  // namespace fastconv::FASTCONV_ISA::norm

@@ -1,0 +1,80 @@
+"""PyTorch's own batch normalisation as ordinary rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastconv.problem import Problem
+from fastconv.registry import Kernel
+
+DEVICES = ("cpu", "cuda")
+EPS = 1e-5  # where a caller gives none
+aten = torch.ops.aten
+
+
+def rows() -> list[Kernel]:
+    """One row per pass."""
+    return [
+        Kernel("batchnorm2d/fprop_aten", "batchnorm2d", "fprop", DEVICES, _refuses, fprop),
+        Kernel("batchnorm2d/dgrad_aten", "batchnorm2d", "dgrad", DEVICES, _refuses, dgrad),
+        Kernel("batchnorm2d/wgrad_aten", "batchnorm2d", "wgrad", DEVICES, _refuses, wgrad),
+    ]
+
+
+def _refuses(problem: Problem) -> str | None:
+    if problem.residual or problem.activation != "none" or problem.out_channels:
+        return "PyTorch's operator has no residual, no activation and no channel slice."
+    return None
+
+
+def fprop(
+    problem: Problem,
+    *,
+    x: Tensor,
+    w: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    variance: Tensor | None = None,
+    stats: Tensor | None = None,
+    eps: float = EPS,
+) -> Tensor:
+    """``aten::native_batch_norm``; in training it writes mean and biased variance into ``stats``."""
+    if not problem.training:
+        mean = torch.zeros_like(variance) if mean is None else mean
+        return aten.native_batch_norm(x, w, bias, mean, variance, False, 0.0, eps)[0]
+    # With a momentum of 1 the running statistics are the batch's.
+    y = aten.native_batch_norm(x, w, bias, stats[0], stats[1], True, 1.0, eps)[0]
+    count = problem.n * problem.h.size * problem.w.size
+    stats[1].mul_((count - 1) / count)
+    if count == 1:
+        stats[1].zero_()
+    return y
+
+
+def _backward(problem, y, x, w, mean, variance, eps, mask):
+    inverse = (variance + eps).rsqrt()
+    return aten.native_batch_norm_backward(y, x, w, mean, variance, mean, inverse, problem.training, eps, mask)
+
+
+def dgrad(
+    problem: Problem,
+    *,
+    y: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    w: Tensor | None = None,
+    stats: Tensor,
+    eps: float = EPS,
+) -> Tensor:
+    """``aten::native_batch_norm_backward``; writes the gradients of weight and bias into ``stats``."""
+    dx, dw, db = _backward(problem, y, x, w, mean, variance, eps, [True, True, True])
+    stats[0], stats[1] = dw, db
+    return dx
+
+
+def wgrad(problem: Problem, *, y: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float = EPS) -> Tensor:
+    """``aten::native_batch_norm_backward`` asked for the gradients of weight and bias alone, shape (2, C)."""
+    _, dw, db = _backward(problem, y, x, None, mean, variance, eps, [False, True, True])
+    return torch.stack([dw, db]).to(mean.dtype)

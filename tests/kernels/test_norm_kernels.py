@@ -1,0 +1,111 @@
+"""Every native batch normalisation kernel: pass x mode x layout x dtype x odd sizes, between guard zones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+
+import pytest
+import torch
+
+from fastconv import registry
+from fastconv.problem import Problem
+from fastconv.testing import corpus
+from fastconv.testing.check_norm import case, check_norm
+from fastconv.testing.inputs import memory_format
+
+LAYOUTS = ("nhwc", "nchw")
+DTYPES = ("f32", "f64", "f16", "bf16")
+KERNELS = [k for k in registry.kernels() if k.op == "batchnorm2d" and k.native is not None]
+SIZES = product((1, 2, 5), (1, 3, 17, 64, 65), ((1, 1), (1, 7), (7, 7), (5, 10)))
+SMALL = [Problem(f"batchnorm2d_n{n}c{c}h{h}w{w}_f32nhwc") for n, c, (h, w) in SIZES]
+EDGES = list(corpus.load("edge_norm"))
+
+
+def edges(kernel, dtype):
+    for base in EDGES:
+        for layout, training in product(LAYOUTS, (False, True)):
+            problem = base.replace(pass_=kernel.pass_, layout=layout, dtype=dtype, training=training)
+            if kernel.refuses(problem) is None:
+                yield problem
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+def test_kernels_agree_with_the_oracle(pass_, dtype, layout):
+    """Equal where integers leave nothing to round, else within the bound; any offset and number of threads."""
+    found = Counter()
+    for i, (base, training) in enumerate(product((*SMALL, *EDGES), (False, True))):
+        if dtype != "f32" and base in SMALL and i % 3:
+            continue
+        problem = base.replace(pass_=pass_, layout=layout, dtype=dtype, training=training)
+        for kind in ("integers", ("normal", "shifted")[i // 2 % 2]):
+            for kernel in KERNELS:
+                if not kernel.computes(problem) or kernel.refuses(problem) is not None:
+                    continue
+                found[kernel.name] += 1
+                try:
+                    options = {"seed": i, "offset": i % 16, "threads": (0, 1, 3)[i % 3], "affine": i % 5 != 0}
+                    check_norm(kernel, problem, kind=kind, **options)
+                except AssertionError as error:
+                    raise AssertionError(f"{kernel.name} on {problem}, {kind}, {options}: {error}") from None
+    able = [k for k in KERNELS if k.pass_ == pass_ and "no avx" not in (k.refuses(SMALL[0]) or "").lower()]
+    assert all(found[kernel.name] > 30 for kernel in able)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if not k.is_reference], ids=lambda k: k.name)
+def test_threads_do_not_change_the_result(kernel, dtype):
+    """One, two, three and five threads give the same bits, the channels' pair included."""
+    for problem in edges(kernel, dtype):
+        given = case(problem, "normal", 0)
+        results = []
+        for threads in (1, 2, 3, 5):
+            tensors, empty = dict(given.tensors), torch.empty(given.expected.shape)
+            if given.stats is not None:
+                tensors["stats"] = torch.empty(given.stats.shape)
+            out = empty
+            if problem.pass_ != "wgrad":
+                out = empty.to(tensors["x"].dtype).contiguous(memory_format=memory_format(problem))
+            kernel.run(problem, out=out, threads=threads, eps=given.eps, **tensors)
+            results.append((out, tensors.get("stats", out)))
+        for pair in results[1:]:
+            assert all(map(torch.equal, results[0], pair)), f"{kernel.name} on {problem}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_survive_a_large_mean(layout):
+    """Channels whose mean is 10^4 times their deviation: a sum of squares in float would lose the variance whole."""
+    x = (torch.randn(8, 24, 30, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e4).float()
+    x = x.contiguous(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+    problem = Problem(f"batchnorm2d_n8c24h30w31_f32{layout}_train")
+    exact = x.double().var((0, 2, 3), correction=0)
+    for kernel in KERNELS:
+        if kernel.pass_ != "fprop" or kernel.refuses(problem) is not None:
+            continue
+        stats = torch.empty(2, 24)
+        kernel.run(problem, x=x, out=torch.empty_like(x), stats=stats)
+        assert (stats[1].double() / exact - 1).abs().max() < 1e-6, kernel.name
+        assert torch.equal(stats[0], x.double().mean((0, 2, 3)).float()), kernel.name
+
+
+def test_refusals_are_sentences():
+    """What a norm does not do is said with a reason, and the reference refuses the same."""
+    for kernel in KERNELS:
+        if kernel.pass_ == "dgrad" and "scalar" in kernel.name:
+            assert "no activation" in kernel.refuses(Problem("batchnorm2d_n1c2h3w4_f32nhwc_dgrad_relu"))
+        if kernel.pass_ == "fprop" and "scalar" in kernel.name:
+            assert "channel slice" in kernel.refuses(Problem("batchnorm2d_n1c2h3w4_f32nhwc_out1of4"))
+
+
+def test_problem_strings():
+    """Every norm's text reads back as the same problem."""
+    for problem in [*EDGES, *SMALL]:
+        for pass_, training in product(("fprop", "dgrad", "wgrad"), (False, True)):
+            changed = problem.replace(pass_=pass_, training=training)
+            assert Problem(str(changed)) == changed
+    assert str(Problem("batchnorm2d_n2c3h4w5_f32nchw_train_dgrad")) == "batchnorm2d_n2c3h4w5_f32nchw_dgrad_train"
+    eval_, train = Problem("batchnorm2d_n2c3h4w5_f32nchw"), Problem("batchnorm2d_n2c3h4w5_f32nchw_train")
+    assert eval_ != train and hash(eval_) != hash(train)
+    assert eval_.bytes == 2 * 4 * 120 and eval_.replace(pass_="dgrad").bytes == 3 * 4 * 120
