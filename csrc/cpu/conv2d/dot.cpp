@@ -7,6 +7,10 @@
 // filters x up to 4 pixels is summed lane by lane, then across the lanes, in one fixed order.
 //
 // Threads share the filters. It loses to igemm when the pixels are many (see cost) or the depth is short.
+//
+// Measured (Zen 4, 2 threads, 2026-11-22, f32, AVX-512; us here / igemm / torch's channels_last), batch 1: 1152->48@1
+// 5 / 11 / 11, 2048->1000@1 83 / 266 / 240, 960->160@7 90 / 135 / 162; 48->1152@1 10 / 10 / 14 and at batch 8 32 / 22 /
+// 142.
 #include <algorithm>
 #include <array>
 #include <type_traits>

