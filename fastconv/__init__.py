@@ -13,7 +13,9 @@ _LAZY = {
     "config": "fastconv.settings",
     "explain": "fastconv.explanation",
     "functional": "fastconv.functional",
+    "memory_stats": "fastconv.memory",
     "nn": "fastconv.nn",
+    "release_memory": "fastconv.memory",
     "restore": "fastconv.nn",
     "swap": "fastconv.nn",
 }

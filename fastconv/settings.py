@@ -3,6 +3,7 @@
 ================================  ==========================================================================
 ``FASTCONV_KERNEL``               like ``config(kernel=...)``
 ``FASTCONV_ISA``                  like ``config(isa=...)``
+``FASTCONV_KEEP_MEMORY``          like ``config(keep_memory=...)``: 0 or 1
 ================================  ==========================================================================
 """
 
@@ -33,6 +34,7 @@ class Settings:
         coarsely as direct summation, and a NaN or infinity may reach every output of its tile of 2x2 or 4x4.
         ``strict`` leaves them out as well, unless a pattern names them.
     deterministic: only kernels whose result has the same bits in every run and for every number of threads.
+    keep_memory: freed memory of large results and workspaces serves the next ones (``fastconv.memory``).
     """
 
     kernel: str = "*"
@@ -40,6 +42,7 @@ class Settings:
     isa: str = "avx512"
     winograd: bool = True
     deterministic: bool = False
+    keep_memory: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -75,8 +78,14 @@ class VariableError(ValueError):
 
 def check_environment(environment: Mapping[str, str]) -> Settings:
     """The settings that environment variables ask for; VariableError names the one that is wrong."""
-    known = {"FASTCONV_KERNEL": "kernel", "FASTCONV_ISA": "isa"}
-    chosen = {name: environment[variable] for variable, name in known.items() if variable in environment}
+    known = {"FASTCONV_KERNEL": "kernel", "FASTCONV_ISA": "isa", "FASTCONV_KEEP_MEMORY": "keep_memory"}
+    chosen: dict[str, Any] = {
+        name: environment[variable] for variable, name in known.items() if variable in environment
+    }
+    if (keep := chosen.get("keep_memory")) is not None:
+        if keep not in ("0", "1"):
+            raise VariableError(f"The environment variable FASTCONV_KEEP_MEMORY must be 0 or 1, but is {keep!r}.")
+        chosen["keep_memory"] = keep == "1"
     for variable, name in known.items():
         if name in chosen:
             try:
@@ -95,15 +104,23 @@ def current() -> Settings:
     """The settings in force in this process. VariableError, a ValueError, when an environment variable is wrong."""
     global _current
     if _current is None:
-        _current = check_environment(os.environ)
+        _apply(check_environment(os.environ))
     return _current
 
 
-def _install(settings: Settings) -> None:
+def _apply(settings: Settings) -> None:
     global _current
-    from fastconv import dispatch
+    from fastconv._native import C, load_error
 
     _current = settings
+    if load_error is None:
+        C.keep_memory(settings.keep_memory)
+
+
+def _install(settings: Settings) -> None:
+    from fastconv import dispatch
+
+    _apply(settings)
     dispatch.forget()
 
 

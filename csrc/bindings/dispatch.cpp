@@ -2,8 +2,6 @@
 
 #include <torch/csrc/utils/pybind.h>
 
-#include <c10/core/CPUAllocator.h>
-
 #include <atomic>
 #include <chrono>
 #include <mutex>
@@ -11,6 +9,7 @@
 #include <unordered_map>
 
 #include "cpu/table.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace fastconv {
@@ -89,7 +88,7 @@ class Workspace {
   explicit Workspace(size_t bytes) {
     if (bytes == 0) return;
     if (bytes > most_kept) {
-      own_ = c10::GetCPUAllocator()->allocate(bytes);
+      own_ = memory().allocate(bytes);
       data_ = own_.get();
       return;
     }
@@ -98,7 +97,7 @@ class Workspace {
     if (kept_bytes < bytes) {
       kept_bytes = 0;
       kept.clear();
-      kept = c10::GetCPUAllocator()->allocate(bytes);
+      kept = memory().allocate(bytes);
       kept_bytes = bytes;
     }
     data_ = kept.get();
@@ -115,10 +114,10 @@ const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor
 
 at::Tensor allocate(const Problem& p, const Operands& o) {
   const at::Tensor& like = o.x.defined() ? o.x : o.y;
-  if (p.pass == Pass::wgrad && p.is_conv()) return at::empty_strided(o.w_sizes, o.w_strides, like.options());
+  if (p.pass == Pass::wgrad && p.is_conv()) return empty_result(o.w_sizes, o.w_strides, like.options());
   const bool dgrad = p.pass == Pass::dgrad;
-  return at::empty({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
-                   like.options().memory_format(format_of(p.layout)));
+  return empty_result({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
+                      format_of(p.layout), like.options());
 }
 
 at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& o) {

@@ -7,6 +7,7 @@
 //   y  = take(x, index)        dx:  torch's scatter_add, since free positions lie in no window
 //
 // take(x, index)[i] = x[index[i]] in each plane; it is the input gradient of unpooling.
+#include "memory.h"
 #include "pool_common.h"
 
 namespace fastconv::pool {
@@ -67,9 +68,8 @@ Two forward(const Problem& p, const Tensor& x) {
   Operands o;
   o.x = dense(x, p.layout);
   if (p.index != Index::none)
-    o.index =
-        at::empty({p.n, p.c, p.h.out, p.w.out},
-                  x.options().dtype(p.index == Index::u8 ? at::kByte : at::kLong).memory_format(format_of(p.layout)));
+    o.index = empty_result({p.n, p.c, p.h.out, p.w.out}, format_of(p.layout),
+                           x.options().dtype(p.index == Index::u8 ? at::kByte : at::kLong));
   const Tensor index = o.index;
   return {execute(p, std::move(o)), index};
 }

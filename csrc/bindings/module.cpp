@@ -10,6 +10,7 @@
 #include "cpu/roofline.h"
 #include "cpu/table.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace fastconv {
@@ -204,6 +205,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("clear_plans", &clear_plans);
   m.def("plan_count", &plan_count);
   m.def("set_trace", &set_trace);
+  m.def("keep_memory", &keep_memory);
+  m.def("release_memory", &release_memory);
+  m.def("memory_stats", [] {
+    const MemoryStats stats = memory_stats();
+    return std::tuple(stats.live, stats.kept, stats.peak);
+  });
   m.def("cpu_supports", [](const std::string& isa) {
     const auto found = Isa_from(isa);
     return found && cpu_supports(*found);

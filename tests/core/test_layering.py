@@ -17,9 +17,10 @@ ALLOWED = {
     "problem": {"_native"},
     "reference": {"problem"},
     "registry": {"problem", "kernels"},  # the list is filled from kernels/ on first use
-    "settings": {"dispatch", "registry"},  # on a change of settings only
+    "settings": {"_native", "dispatch", "registry"},  # on a change of settings only
     "kernels": {"_native", "problem", "registry", "settings"},
     "dispatch": {"_native", "problem", "registry", "settings"},
+    "memory": {"_native"},
     "ops": {"dispatch"},
     "functional": {"ops", "_native"},  # the extension takes the ordinary call directly
     "profiling": {"_native", "problem", "settings"},
