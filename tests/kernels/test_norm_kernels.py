@@ -10,6 +10,7 @@ import torch
 
 from fastconv import registry
 from fastconv.problem import Problem
+from fastconv.profiling import machine
 from fastconv.testing import corpus
 from fastconv.testing.check_norm import case, check_norm
 from fastconv.testing.inputs import memory_format
@@ -88,6 +89,16 @@ def test_statistics_survive_a_large_mean(layout):
         kernel.run(problem, x=x, out=torch.empty_like(x), stats=stats)
         assert (stats[1].double() / exact - 1).abs().max() < 1e-6, kernel.name
         assert torch.equal(stats[0], x.double().mean((0, 2, 3)).float()), kernel.name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_results_larger_than_the_last_cache(layout):
+    """They are written past it: every element arrives, and nothing beside them."""
+    pixels = machine.last_cache() // (4 * 4 * 48) // 16 * 16 + 16
+    problem = Problem(f"batchnorm2d_n4c48h1w{pixels}_f32{layout}")
+    for kernel in KERNELS:
+        if kernel.pass_ == "fprop" and kernel.refuses(problem) is None and not kernel.is_reference:
+            check_norm(kernel, problem, kind="integers", threads=2)
 
 
 def test_refusals_are_sentences():
