@@ -171,6 +171,7 @@ def big_problems(n: int):
         "n{n}c2h2w3_k2r1s2_g2_f32nhwc", "n1c{n}h3w2_k{n}r3s1_p1x0_g{n}_f32nhwc",
         "n1c3h{n}w2_k3r3s1_p1x0_g3_f32nhwc", "n1c3h2w{n}_k3r1s3_p0x1_g3_f32nhwc",
         "n1c16h{n}w3_k8r3s3_p1_f32nhwc", "n1c16h3w{n}_k8r3s3_p1_f32nhwc",
+        "n1c3h{n}w2_k2r3s1_u2x1_p1x0_f32nhwc", "n1c3h2w{n}_k2r1s3_u1x2_p0x1_f32nhwc",
     ):  # fmt: skip
         yield text.format(n=n)
 

@@ -121,7 +121,13 @@ def test_a_batch_is_its_images(kernel):
             assert torch.equal(whole[image : image + 1], part), str(problem)
 
 
-@by_kernel(lambda kernel, problem: takes(kernel, problem, layout="nchw") and takes(kernel, problem, layout="nhwc"))
+@by_kernel(
+    lambda kernel, problem: (
+        problem.h.size * problem.w.size > 1  # of one pixel both are the same
+        and takes(kernel, problem, layout="nchw")
+        and takes(kernel, problem, layout="nhwc")
+    )
+)
 def test_layouts_agree(kernel):
     found = False
     for i, problem in enumerate(accepted(kernel, PROBLEMS_OF_A_LAW)):
