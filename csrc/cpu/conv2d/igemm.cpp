@@ -5,13 +5,17 @@
 // is a table of row pointers, [tap][pixel], with one zero row for the padding: nothing is unfolded. The filter is
 // packed once a call (pack.h).
 //
-// Blocking: panels that fill half of L2 stay there while the strips pass; a strip's rows come from L1 or L2. Threads
-// split the strips, or the panels where the filter is the larger operand: then each packs its own panels just before
-// use, and they never leave its L2. Every sum runs over taps and channels in one fixed order, so the split does not
-// show.
+// Blocking: panels that fill half of L2 stay there while the strips pass; a strip's rows come from L1 or L2. Deep
+// filters are cut into chunks of depth, so that eight panels fit; the sums of the chunks before wait in the result.
+// Threads split the strips, or the panels where the filter is the larger operand: then each packs its own panels just
+// before use, and they never leave its L2. Every sum runs over chunks, taps and channels in one fixed order, so the
+// split does not show. Chunks: 512@14 3x3/2 batch 8 122 -> 186 GFLOP/s on two threads (torch 178 and 191 in the same
+// runs), 2048->512@7 176 -> 194 (torch 140); at 1024->256@14 the tile has 90 % of the time and runs at 96 % of its
+// limit.
 //
 // 16-bit types, and rows so far apart that a strip falls into one L1 set, are staged: the strip's rows are copied
-// (widened) into a private scratch.
+// (widened) into a private scratch. Rows that just fill the ways of their sets are not: staging them cost 4 % more than
+// it saved (256@28 3x3/2).
 // Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written.
 // 16->96@112 at batch 8, 38 MB, took 3.5 and then 2.1 ms (AVX2 3.6 and 2.5; Zen 4, 2026-11-22).
 //
@@ -70,7 +74,7 @@ class Igemm {
         ending_(p, tail_, shape_.columns),
         arena_(args.workspace),
         work_(arena_, p, shape_, parallel.threads()) {
-    std::fill_n(work_.zeros, std::max(shape_.channels, shape_.run), A(0));
+    std::fill_n(work_.zeros, shape_.zeros(), A(0));
     for (int64_t g = 0; g < p.groups; ++g)
       for (int64_t i = 0; i < shape_.panels * shape_.width; ++i)
         work_.start[g * shape_.panels * shape_.width + i] =
@@ -88,18 +92,43 @@ class Igemm {
   }
 
  private:
+  // Threads share the panels, or the depths of all panels where a filter's columns lie together.
   void pack_all() const {
-    parallel_(p_.groups * shape_.panels, [&](int64_t begin, int64_t end, int) {
-      if (p_.pass == Pass::dgrad) return pack_by_depth(begin, end);
-      for (int64_t i = begin; i < end; ++i) pack(i, 0, shape_.depth, work_.packed + i * shape_.panel_size);
+    const int64_t panels = p_.groups * shape_.panels, parts = divide_up(shape_.depth, packed_at_once);
+    if (p_.pass == Pass::dgrad)
+      return parallel_(parts, [&](int64_t begin, int64_t end, int) { pack_panels(0, panels, part(begin, end)); });
+    parallel_(panels * parts, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; i = (i / parts + 1) * parts)
+        pack_panels(i / parts, i / parts + 1, part(i % parts, i % parts + std::min(end - i, parts - i % parts)));
     });
   }
 
-  // dgrad's panels [first, last), some depths of all of them at a time.
-  void pack_by_depth(int64_t first, int64_t last) const {
-    for (int64_t d = 0; d < shape_.depth; d += packed_at_once)
+  // Depths of the parts [begin, end) of packed_at_once depths.
+  Depths part(int64_t begin, int64_t end) const {
+    return {begin * packed_at_once, std::min(end * packed_at_once, shape_.depth)};
+  }
+
+  // Some depths of the panels [first, last), each chunk to its place among all.
+  void pack_panels(int64_t first, int64_t last, const Depths& some) const {
+    for (int64_t i = some.begin / shape_.chunk; i * shape_.chunk < some.end; ++i) {
+      const Depths chunk = shape_.depths(i);
+      pack_panels(first, last, chunk, {std::max(some.begin, chunk.begin), std::min(some.end, chunk.end)},
+                  place(first, chunk));
+    }
+  }
+
+  // Where a chunk of a panel lies among all.
+  A* place(int64_t panel, const Depths& chunk) const {
+    return work_.packed + p_.groups * shape_.panels * shape_.panel_elements({0, chunk.begin}) +
+           panel * shape_.panel_elements(chunk);
+  }
+
+  // Some depths of one chunk of the panels [first, last), which lie one behind the other.
+  void pack_panels(int64_t first, int64_t last, const Depths& chunk, const Depths& some, A* out) const {
+    const int64_t step = p_.pass == Pass::dgrad ? packed_at_once : some.count();
+    for (int64_t d = some.begin; d < some.end; d += step)
       for (int64_t panel = first; panel < last; ++panel)
-        pack(panel, d, std::min(d + packed_at_once, shape_.depth), work_.packed + panel * shape_.panel_size);
+        pack(panel, chunk, {d, std::min(d + step, some.end)}, out + (panel - first) * shape_.panel_elements(chunk));
   }
 
   template <class S>
@@ -115,7 +144,7 @@ class Igemm {
     const int64_t strips = divide_up(pixels, shape_.strip);
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
-    const bool shared = chunks.strips > 1, by_depth = p_.pass == Pass::dgrad;
+    const bool shared = chunks.strips > 1, whole = p_.pass == Pass::dgrad && shape_.chunks() == 1;
     if (shared) pack_all();
     Phase table = phase;
     if (shape_.merged) {
@@ -127,16 +156,17 @@ class Igemm {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
-        if (!shared && by_depth) pack_by_depth(first_panel, last_panel);
+        if (!shared && whole) pack_panels(first_panel, last_panel, shape_.depths(0));
         for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
-          const int64_t count = std::min(shape_.group_panels, last_panel - panel);
-          const A* packed = work_.packed + panel * shape_.panel_size;
-          if (!shared && !by_depth) {
-            packed = own.packed;
-            for (int64_t i = 0; i < count; ++i) pack(panel + i, 0, shape_.depth, own.packed + i * shape_.panel_size);
+          const int64_t end_panel = std::min(panel + shape_.group_panels, last_panel);
+          for (int64_t c = 0; c < shape_.chunks(); ++c) {
+            const Depths chunk = shape_.depths(c);
+            A* packed = shared || whole ? place(panel, chunk) : own.packed;
+            if (packed == own.packed) pack_panels(panel, end_panel, chunk, chunk, packed);
+            for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
+              run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, end_panel, chunk,
+                        packed);
           }
-          for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
-            run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, count, packed);
         }
       }
       if (ending_.stream) finish_streams();
@@ -148,7 +178,7 @@ class Igemm {
   }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
-  void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
+  void pack(int64_t panel, const Depths& chunk, const Depths& part, A* out) const {
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
     Filter<T> f;
@@ -156,13 +186,14 @@ class Igemm {
     f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + group * p_.filters_per_group() * stride[0] +
-          panel % shape_.panels * shape_.width * f.column;
-    pack_panel(f, work_.slot, shape_.depth, begin, end, panel_columns(panel), panel_vectors(panel) * lanes, out);
+          panel % shape_.panels * shape_.width * f.column + chunk.begin * f.depth;
+    pack_panel(f, work_.slot, chunk.count(), part.begin - chunk.begin, part.end - chunk.begin, panel_columns(panel),
+               panel_vectors(panel) * lanes, out);
   }
 
   // Copies one group's channels of the located rows into the stage.
   template <class S>
-  void stage(const Private<T>& own, int64_t rows, int64_t offset) const {
+  void stage(const Private<T>& own, int64_t rows, int64_t offset, int64_t run) const {
     const S* const* from = reinterpret_cast<const S* const*>(own.rows);
     const S* zeros = reinterpret_cast<const S*>(work_.zeros);
     for (int64_t i = 0; i < rows; ++i) {
@@ -170,7 +201,7 @@ class Igemm {
         own.staged[i] = work_.zeros;
       } else {
         A* copy = own.stage + i * shape_.stage_stride;
-        widen_run(from[i] + offset, shape_.run, copy);
+        widen_run(from[i] + offset, run, copy);
         own.staged[i] = copy;
       }
     }
@@ -178,52 +209,55 @@ class Igemm {
 
   template <class S>
   void run_strip(const Phase& phase, const Source<S>& source, const Private<T>& own, int64_t begin, int64_t end,
-                 int64_t first_panel, int64_t panels, const A* packed) const {
+                 int64_t first_panel, int64_t end_panel, const Depths& chunk, const A* packed) const {
     const int count = static_cast<int>(end - begin);
     locate<S>(phase, source, reinterpret_cast<const S*>(work_.zeros), begin, end, reinterpret_cast<const S**>(own.rows),
               own.pixel);
     PixelTile<A> tile;
-    tile.taps = phase.taps(), tile.run = shape_.run;
+    tile.taps = phase.taps(), tile.run = shape_.merged ? shape_.run : chunk.count();
     tile.residual = nullptr;
+    const bool ends = chunk.end == shape_.depth, direct = ending_.direct || !ends;
     ending_.mark(tile);
+    if (!ends) tile.clamped = tile.stream = false;
     if constexpr (std::is_same_v<T, A>) {
-      if (ending_.direct) {
-        for (int i = 0; i < count; ++i) own.out[i] = tail_.out + tail_.out_at(0, 0, own.pixel[i]);
-        if (tail_.residual) {
-          for (int i = 0; i < count; ++i) own.residual[i] = tail_.residual + tail_.residual_at(0, 0, own.pixel[i]);
-          tile.residual = own.residual;
-        }
+      for (int i = 0; i < count; ++i) own.result[i] = tail_.out + tail_.out_at(0, 0, own.pixel[i]);
+      if (chunk.begin > 0) tile.sums = own.result;
+      if (direct && ends && tail_.residual) {
+        for (int i = 0; i < count; ++i) own.residual[i] = tail_.residual + tail_.residual_at(0, 0, own.pixel[i]);
+        tile.residual = own.residual;
       }
     }
-    if (!ending_.direct)
-      for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
-    tile.out = own.out;
-    // The next strip's own rows follow the last row this strip reads through its last tap.
-    const int64_t rows_here = tile.taps * count, fetched = count * phase.w.step * source.pixel * sizeof(S);
-    const S* last_row = rows_here ? static_cast<const S*>(own.rows[rows_here - 1]) : nullptr;
-    const int64_t lines = rows_here ? divide_up(divide_up(fetched, cache_line), panels * tile.taps) : 0;
-    tile.ahead = reinterpret_cast<const char*>(last_row);
-    tile.ahead_lines = lines;
+    for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
+    tile.out = direct ? own.result : own.out;
+    // The next strip's own pixels follow the last one that this strip reads.
+    const int64_t rows_here = tile.taps * count, pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(S));
+    const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
+    const int64_t channels = shape_.chunks() > 1 ? chunk.count() : shape_.channels;
+    Ahead ahead{nullptr, divide_up(channels * static_cast<int64_t>(sizeof(S)), cache_line), pixel_bytes};
+    if (rows_here) {
+      ahead.at = static_cast<const char*>(own.rows[rows_here - 1]) + chunk.begin * static_cast<int64_t>(sizeof(S));
+      tile.ahead = &ahead;
+      tile.ahead_lines = divide_up(next * ahead.lines, (end_panel - first_panel) * tile.taps);
+    }
     int64_t staged_group = -1;
-    for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, packed += shape_.panel_size) {
+    for (int64_t panel = first_panel; panel < end_panel; ++panel, packed += shape_.panel_elements(chunk)) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
       const int64_t channel = group * shape_.columns + panel % shape_.panels * shape_.width;
       const int vectors = panel_vectors(panel);
-      tile.offset = group * shape_.depth;
+      tile.offset = group * shape_.depth + chunk.begin;
       if (shape_.staged) {
-        if (group != staged_group) stage<S>(own, tile.taps * count, tile.offset);
+        if (group != staged_group) stage<S>(own, tile.taps * count, tile.offset, tile.run);
         staged_group = group, tile.offset = 0;
         tile.rows = own.staged;
       } else {
         tile.rows = reinterpret_cast<const A* const*>(own.rows);
       }
       tile.weights = packed;
-      tile.start = work_.start + panel * shape_.width;
-      tile.out_offset = ending_.direct ? channel : 0, tile.residual_offset = channel;
-      tile.last = ending_.direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
+      tile.start = chunk.begin > 0 ? work_.zeros : work_.start + panel * shape_.width;
+      tile.out_offset = direct ? channel : 0, tile.channel = channel;
+      tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
       tile_function<A>(count, vectors)(tile);
-      tile.ahead += tile.taps * lines * cache_line;
-      if (ending_.direct) continue;
+      if (direct) continue;
       for (int i = 0; i < count; ++i)
         for (int64_t c = 0; c < columns; c += lanes)
           tail_.put_channels(0, channel + c, own.pixel[i], load(own.out[i] + c),
@@ -283,7 +317,8 @@ Cost cost(const Problem& p, int threads) {
     cost.imbalance = double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
                      double(strips * panels);
     cost.moved = element * double(pixels) * width;
-    const double filter = double(p.groups * s.panels * s.panel_size);
+    const double filter = double(p.groups * s.panels * s.panel_elements({0, s.depth}));
+    cost.moved += 2 * element * double(s.chunks() - 1) * double(pixels) * width;
     const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
     cost.moved += 2 * element * (filter + (s.staged ? source * double(s.table_taps) : 0));
     cost.shared = element * source * double(divide_up(p.groups * s.panels, s.group_panels) - 1);

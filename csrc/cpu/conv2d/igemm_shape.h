@@ -15,6 +15,15 @@ namespace fastconv::FASTCONV_ISA::igemm {
 inline constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
 inline constexpr int64_t l1_ways = 8;
 
+// Steps of a tile between two trips of its sums through the cache: enough to hide the trip, few enough that chunks of
+// eight panels stay in L2.
+inline constexpr int64_t chunk_steps = 512;
+
+struct Depths {
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
 // Everything that follows from a problem alone.
 template <class T>
 struct Shape {
@@ -22,6 +31,7 @@ struct Shape {
   static constexpr int lanes = Vec<A>::lanes;
 
   int64_t channels, depth;  // of the source, and of one group of it
+  int64_t chunk;            // depths that are summed in one go
   int64_t columns;          // written channels of one group
   int64_t filter_taps;
   bool merged;            // a filter row is one run of S·C elements
@@ -31,7 +41,7 @@ struct Shape {
   int64_t width, panels;  // panel width in channels, panels of one group
   bool staged;
   int64_t stage_stride;
-  int64_t panel_size;    // elements of a packed panel, at most
+  int64_t panel_size;    // elements of one chunk of a packed panel, at most
   int64_t group_panels;  // panels that half of L2 holds
 
   explicit Shape(const Problem& p) {
@@ -42,8 +52,9 @@ struct Shape {
     filter_taps = p.taps();
     const bool mergeable = !dgrad && p.groups == 1 && p.w.window > 1 && p.w.dilation == 1;
     const bool padded = p.w.pad_lo > 0 || (p.w.out - 1) * p.w.stride - p.w.pad_lo + p.w.window > p.w.in;
-    merged = mergeable && !padded;
-    run = merged ? p.w.window * depth : depth;
+    choose_chunk(p);
+    merged = mergeable && !padded && chunk == depth;
+    run = merged ? p.w.window * depth : chunk;
     table_taps = merged ? p.h.window : filter_taps;
     vectors = columns <= lanes ? 1 : tile_vectors;
     strip = vectors == 1 ? max_tile_rows : tile_rows;
@@ -51,13 +62,30 @@ struct Shape {
     panels = divide_up(columns, width);
     const int64_t step = p.w.stride;
     const int64_t apart = step * channels * static_cast<int64_t>(sizeof(A));  // bytes between neighbouring rows
-    const bool conflict = table_taps == 1 && strip * std::gcd(apart, l1_set_bytes) > l1_ways / 2 * l1_set_bytes;
+    const bool conflict =
+        (table_taps == 1 || chunk < depth) && strip * std::gcd(apart, l1_set_bytes) > l1_ways * l1_set_bytes;
     staged = !std::is_same_v<T, A> || conflict;
     stage_stride = run + cache_line / static_cast<int64_t>(sizeof(A));
-    panel_size = filter_taps * depth * width;
+    panel_size = filter_taps * chunk * width;
     const int64_t panel_bytes = std::max<int64_t>(1, panel_size * static_cast<int64_t>(sizeof(A)));
     const int64_t held = std::clamp<int64_t>(machine().l2 / 2 / panel_bytes, 1, p.groups * panels);
     group_panels = divide_up(p.groups * panels, divide_up(p.groups * panels, held));  // groups of equal size
+  }
+
+  int64_t zeros() const { return std::max({channels, run, width}); }
+  int64_t chunks() const { return std::max<int64_t>(1, divide_up(depth, chunk)); }
+  Depths depths(int64_t i) const { return {i * chunk, std::min(depth, (i + 1) * chunk)}; }
+  int64_t panel_elements(const Depths& d) const { return filter_taps * d.count() * width; }
+
+ private:
+  // Sums of some depths wait in the result for the others, where it holds them exactly and the last cache holds it.
+  void choose_chunk(const Problem& p) {
+    chunk = depth;
+    const int64_t result = (p.pass == Pass::dgrad ? p.x_elements() : p.y_elements()) * static_cast<int64_t>(sizeof(T));
+    if (!std::is_same_v<T, A> || depth * filter_taps < 2 * chunk_steps || result > machine().l3 / 2) return;
+    const int64_t line = cache_line / static_cast<int64_t>(sizeof(A));
+    const int64_t wanted = round_up(divide_up(chunk_steps, filter_taps), line);
+    chunk = std::min(depth, round_up(divide_up(depth, divide_up(depth, wanted)), line));
   }
 };
 
@@ -67,7 +95,8 @@ struct Private {  // one thread's share of the workspace
   const void** rows;  // [tap][pixel]: of T, or of A in a copied source
   const A** staged;   // the same rows in the stage
   int64_t* pixel;     // [pixel] flat index of the written pixel
-  A** out;
+  A** result;         // [pixel]
+  A** out;            // [pixel] in the tile
   const A** residual;
   A* tile;   // [pixel][width]: sums on their way through the Tail
   A* stage;  // [tap][pixel][stage_stride]
@@ -77,6 +106,7 @@ struct Private {  // one thread's share of the workspace
       : rows(arena.take<const void*>(s.table_taps * s.strip)),
         staged(arena.take<const A*>(s.staged ? s.table_taps * s.strip : 0)),
         pixel(arena.take<int64_t>(s.strip)),
+        result(arena.take<A*>(s.strip)),
         out(arena.take<A*>(s.strip)),
         residual(arena.take<const A*>(s.strip)),
         tile(arena.take<A>(s.strip * s.width)),
@@ -95,9 +125,9 @@ struct Work {
   int64_t thread_bytes;
 
   Work(Arena& arena, const Problem& p, const Shape<T>& s, int thread_count) {
-    zeros = arena.take<A>(std::max(s.channels, s.run));
+    zeros = arena.take<A>(s.zeros());
     start = arena.take<A>(p.groups * s.panels * s.width);
-    packed = arena.take<A>(p.groups * s.panels * s.panel_size);
+    packed = arena.take<A>(p.groups * s.panels * s.filter_taps * s.depth * s.width);
     slot = arena.take<int64_t>(s.filter_taps);
     Arena one(nullptr);
     Private<T>(one, s);

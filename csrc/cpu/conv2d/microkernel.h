@@ -24,14 +24,29 @@ inline constexpr int max_tile_rows = tile_vectors * tile_rows;
 // Where a tile's sums go and what is done to them on the way.
 template <class A>
 struct TileEnd {
-  A* const* out;             // [pixel]
-  int64_t out_offset;        // added to every out pointer
-  const A* const* residual;  // [pixel], at the same channels (residual_offset), or null
-  int64_t residual_offset;
-  bool clamped;  // the activation is a clamp to [low, high]
+  A* const* out;                   // [pixel]
+  int64_t out_offset;              // added to every out pointer
+  const A* const* sums = nullptr;  // [pixel], of the depths before, or null
+  const A* const* residual;        // [pixel], or null
+  int64_t channel;                 // added to every pointer of sums and residual
+  bool clamped;                    // the activation is a clamp to [low, high]
   A low, high;
   int last;     // lanes of the last vector that exist
   bool stream;  // out passes the caches by; its registers are whole and aligned
+};
+
+// What later tiles read, from `at` on: the first `lines` cache lines of pixels that lie `pixel` bytes apart.
+struct Ahead {
+  const char* at;
+  int64_t lines, pixel;
+  int64_t line = 0;
+
+  void fetch(int64_t count) {
+    for (; count > 0; --count) {
+      __builtin_prefetch(at + line * cache_line, 0, 2);
+      if (++line == lines) line = 0, at += pixel;
+    }
+  }
 };
 
 template <class A>
@@ -39,11 +54,11 @@ struct PixelTile : TileEnd<A> {
   const A* const* rows;  // [tap][pixel]
   int64_t taps;
   int64_t run;
-  int64_t offset;     // added to every row pointer: the first channel of a group
-  const A* weights;   // [tap][run][V lanes]
-  const A* start;     // V lanes: what the sums start from (the bias, or zeros)
-  const char* ahead;  // what a later tile reads: one piece of ahead_lines cache lines per tap is brought into L2
-  int64_t ahead_lines;
+  int64_t offset;    // added to every row pointer: the first channel of a group
+  const A* weights;  // [tap][run][V lanes]
+  const A* start;    // V lanes: what the sums start from (the bias, or zeros)
+  Ahead* ahead = nullptr;
+  int64_t ahead_lines = 0;  // brought into L2 with every tap
 };
 
 template <class A>
@@ -66,17 +81,23 @@ template <class A, int M, int V>
 }
 
 template <class A, int M, int V>
+[[gnu::always_inline]] inline void add_to_tile(Vec<A> (&acc)[M][V], const A* const* rows, const TileEnd<A>& t) {
+  constexpr int lanes = Vec<A>::lanes;
+  unrolled<M>([&](auto i) __attribute__((always_inline)) {
+    const A* row = rows[i] + t.channel;
+    unrolled<V>([&](auto v) __attribute__((always_inline)) {
+      const bool cut = v == V - 1 && t.last < lanes;
+      acc[i][v] = acc[i][v] + (cut ? load(row + v * lanes, t.last) : load(row + v * lanes));
+    });
+  });
+}
+
+template <class A, int M, int V>
 [[gnu::always_inline]] inline void finish_tile(Vec<A> (&acc)[M][V], const TileEnd<A>& t) {
   constexpr int lanes = Vec<A>::lanes;
   const bool partial = t.last < lanes;
-  if (t.residual)
-    unrolled<M>([&](auto i) __attribute__((always_inline)) {
-      const A* residual = t.residual[i] + t.residual_offset;
-      unrolled<V>([&](auto v) __attribute__((always_inline)) {
-        const bool cut = v == V - 1 && partial;
-        acc[i][v] = acc[i][v] + (cut ? load(residual + v * lanes, t.last) : load(residual + v * lanes));
-      });
-    });
+  if (t.sums) add_to_tile(acc, t.sums, t);
+  if (t.residual) add_to_tile(acc, t.residual, t);
   if (t.clamped) {
     const Vec<A> low = Vec<A>::broadcast(t.low), high = Vec<A>::broadcast(t.high);
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
@@ -111,8 +132,7 @@ void multiply_tile(const PixelTile<A>& t) {
   const A* const* rows = t.rows;
   const int64_t end = t.offset + t.run;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
-    for (int64_t line = 0; line < t.ahead_lines; ++line)
-      __builtin_prefetch(t.ahead + (tap * t.ahead_lines + line) * cache_line, 0, 2);
+    if (t.ahead) t.ahead->fetch(t.ahead_lines);
     const A* pixel[M];
     unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
     for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {

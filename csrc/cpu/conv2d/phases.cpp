@@ -252,9 +252,12 @@ class Dgrad {
     }
     // The next strip's own rows follow the last row this strip reads through its last tap.
     const int64_t rows_here = tile.taps * count, fetched = count * shape_.pixel * static_cast<int64_t>(sizeof(A));
-    const int64_t lines = rows_here ? divide_up(divide_up(fetched, cache_line), panels * tile.taps) : 0;
-    tile.ahead = rows_here ? reinterpret_cast<const char*>(own.rows[rows_here - 1]) : nullptr;
-    tile.ahead_lines = lines;
+    Ahead ahead{nullptr, divide_up(fetched, cache_line), fetched};
+    if (rows_here) {
+      ahead.at = reinterpret_cast<const char*>(own.rows[rows_here - 1]);
+      tile.ahead = &ahead;
+      tile.ahead_lines = divide_up(ahead.lines, panels * tile.taps);
+    }
     for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
       const int64_t group = panel / shape_.panels, columns = shape_.panel_columns(panel);
       const int64_t column = panel % shape_.panels * shape_.width;
@@ -262,11 +265,10 @@ class Dgrad {
       tile.offset = group * shape_.depth;
       tile.weights = work_.packed + panel * shape_.panel_size + phase.first_slot * shape_.depth * vectors * lanes;
       tile.start = work_.start + panel * shape_.width;
-      tile.residual_offset = group * shape_.columns + column;
-      tile.out_offset = direct ? tile.residual_offset : shape_.planes ? (panel - first_panel) * shape_.width : 0;
+      tile.channel = group * shape_.columns + column;
+      tile.out_offset = direct ? tile.channel : shape_.planes ? (panel - first_panel) * shape_.width : 0;
       tile.last = direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       tile_function<A>(count, vectors)(tile);
-      tile.ahead += tile.taps * lines * cache_line;
       if (direct || shape_.planes) continue;
       for (int i = 0; i < count; ++i) put_pixel(phase, begin + i, group * shape_.columns, column, columns, own.out[i]);
     }

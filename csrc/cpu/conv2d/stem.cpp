@@ -196,7 +196,7 @@ class Stem {
       const int vectors = panel_vectors(panel);
       tile.weights = work_.packed + panel * shape_.depth * shape_.width;
       tile.start = work_.start + channel;
-      tile.out_offset = ending_.direct ? channel : 0, tile.residual_offset = channel;
+      tile.out_offset = ending_.direct ? channel : 0, tile.channel = channel;
       tile.last = ending_.direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t begin = s * pixels / strips, count = (s + 1) * pixels / strips - begin;

@@ -179,8 +179,8 @@ class Winograd {
     PixelTile<A> tile;
     tile.taps = 1;
     tile.start = work_.start;
-    tile.out_offset = tile.residual_offset = f * s_.sum_step + column;
-    tile.ahead = nullptr, tile.ahead_lines = 0;
+    tile.out_offset = tile.channel = f * s_.sum_step + column;
+    tile.residual = nullptr;
     tile.clamped = tile.stream = false;
     tile.last = lanes;
     const int64_t strips = divide_up(tiles, s_.strip);
@@ -193,7 +193,7 @@ class Winograd {
         tile.run = std::min(depth_chunk, first + depth - c);
         tile.offset = f * s_.input_step + c;
         tile.weights = filter + (c - first) * vectors * lanes;
-        tile.residual = c > 0 ? tile.out : nullptr;
+        tile.sums = c > 0 ? tile.out : nullptr;
         function(tile);
       }
     }
