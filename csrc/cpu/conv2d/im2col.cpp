@@ -316,6 +316,7 @@ struct Product {
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   if (p.layout == Layout::nhwc) return "The layout is nhwc, and this kernel reads planes.";
+  if (p.is_one_pixel() && p.groups == 1) return "The one pixel lies alike in both layouts: there is nothing to unfold.";
   if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
     return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
            ": the result falls into as many phases.";

@@ -67,7 +67,7 @@ struct Cut {
     c.chunks = std::max(int64_t{1}, divide_up(c.pixels, c.chunk));
     c.tiles = p.groups * c.filter_blocks * c.column_blocks;
     c.sums = std::min(c.filter_block, c.filters) * c.column_block;
-    c.planes = p.layout == Layout::nchw;
+    c.planes = p.layout == Layout::nchw && !p.is_one_pixel();
     c.flat = p.taps() == 1 && p.h.stride == 1 && p.w.stride == 1 && p.h.pad_lo == 0 && p.w.pad_lo == 0 &&
              p.h.out == p.h.in && p.w.out == p.w.in;
     c.x_bytes = c.planes && !c.flat ? align(p.x_elements() * int64_t{sizeof(A)}) : 0;
@@ -272,15 +272,18 @@ Cost cost(const Problem& p, int threads) {
   return cost;
 }
 
-std::string refuses_layout(const Problem& p, Layout layout) {
+std::string refuses_planes(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
-  if (p.layout != layout)
-    return "The layout is " + std::string(name_of(p.layout)) + ", and this kernel takes " +
-           std::string(name_of(layout)) + ".";
+  if (p.layout == Layout::nhwc) return "The layout is nhwc, and this kernel reads planes.";
+  if (p.is_one_pixel()) return "The one pixel lies alike in both layouts: there is nothing to unfold.";
   return {};
 }
-std::string refuses_planes(const Problem& p) { return refuses_layout(p, Layout::nchw); }
-std::string refuses_pixels(const Problem& p) { return refuses_layout(p, Layout::nhwc); }
+std::string refuses_pixels(const Problem& p) {
+  if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
+  if (p.layout == Layout::nchw && !p.is_one_pixel())
+    return "The layout is nchw: the channels of a pixel must lie together.";
+  return {};
+}
 
 }  // namespace
 
