@@ -28,4 +28,12 @@ bool cpu_supports(Isa isa) {
   return false;
 }
 
+bool cpu_multiplies_pairs() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace fastconv

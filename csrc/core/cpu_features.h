@@ -7,4 +7,7 @@ namespace fastconv {
 
 bool cpu_supports(Isa isa);
 
+// Whether it has AVX512_BF16, which not every processor with AVX-512 has.
+bool cpu_multiplies_pairs();
+
 }  // namespace fastconv

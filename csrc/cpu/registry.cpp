@@ -30,10 +30,16 @@ namespace {
 // "conv2d/fprop_igemm_avx2" -> "conv2d/fprop_igemm"
 std::string row_of(const Kernel& kernel) { return kernel.name.substr(0, kernel.name.rfind('_')); }
 
+#define FASTCONV_KERNEL(family, op, pass, algorithm) #family "/" #pass "_" #algorithm,
+#define FASTCONV_KERNEL_PORTABLE FASTCONV_KERNEL
+#define FASTCONV_KERNEL_AVX512 FASTCONV_KERNEL
+constexpr const char* rows[] = {
+#include "kernels.inc"
+};
+
 std::vector<Kernel> merged() {
-  const std::vector<Kernel> portable = scalar::table();
-  std::vector<Kernel> wide;
-  auto append = [&](std::vector<Kernel> table) { wide.insert(wide.end(), table.begin(), table.end()); };
+  std::vector<Kernel> tables;
+  auto append = [&](std::vector<Kernel> table) { tables.insert(tables.end(), table.begin(), table.end()); };
 #if defined(FASTCONV_HAS_AVX512)
   append(avx512::table());
 #endif
@@ -43,12 +49,11 @@ std::vector<Kernel> merged() {
 #if defined(FASTCONV_HAS_NEON)
   append(neon::table());
 #endif
+  append(scalar::table());
   std::vector<Kernel> all;
-  for (const Kernel& row : portable) {
-    std::copy_if(wide.begin(), wide.end(), std::back_inserter(all),
-                 [&](const Kernel& kernel) { return row_of(kernel) == row_of(row); });
-    all.push_back(row);
-  }
+  for (const char* row : rows)
+    std::copy_if(tables.begin(), tables.end(), std::back_inserter(all),
+                 [&](const Kernel& kernel) { return row_of(kernel) == row; });
   return all;
 }
 

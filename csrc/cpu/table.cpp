@@ -11,6 +11,12 @@ namespace fastconv::FASTCONV_ISA {
 #define FASTCONV_KERNEL_PORTABLE(family, op, pass, algorithm)
 #endif
 
+#if defined(__AVX512F__)
+#define FASTCONV_KERNEL_AVX512 FASTCONV_KERNEL
+#else
+#define FASTCONV_KERNEL_AVX512(family, op, pass, algorithm)
+#endif
+
 #define FASTCONV_KERNEL(family, op, pass, algorithm) extern const KernelBody family##_##pass##_##algorithm;
 #include "kernels.inc"
 #undef FASTCONV_KERNEL

@@ -83,7 +83,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(kernel):
             assert torch.equal(one, run_guarded(kernel, problem, operands, threads=threads)), f"{problem}, {threads}"
 
 
-@by_kernel(takes)
+@by_kernel(lambda kernel, problem: takes(kernel, problem, dtype="f32"))
 def test_passes_are_adjoint(kernel):
     """<fprop(x, w), dy> = <x, dgrad(dy, w)> = <w, wgrad(x, dy)>, exactly on integers, against the reference's fprop."""
     fprop = registry.kernel("conv2d/fprop_reference_scalar")

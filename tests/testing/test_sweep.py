@@ -42,7 +42,8 @@ def test_one_axis_moves_at_a_time_and_every_algorithm_meets_its_problems(pass_):
         name for *_, problem in sweep.problems(pass_) for name in sweep.algorithms() if sweep.kernel_of(name, problem)
     }
     own = (k for k in registry.kernels() if k.op == "conv2d" and k.native is not None and not k.is_reference)
-    assert met == {k.algorithm for k in own if k.pass_ == pass_}
+    of_bfloat16_alone = {"pairs"}
+    assert met == {k.algorithm for k in own if k.pass_ == pass_} - of_bfloat16_alone
 
 
 def test_an_algorithm_runs_on_its_widest_registers_in_the_layout_it_takes():

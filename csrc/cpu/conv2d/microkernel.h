@@ -49,13 +49,14 @@ struct Ahead {
   }
 };
 
-template <class A>
+// E: what rows and weights hold.
+template <class A, class E = A>
 struct PixelTile : TileEnd<A> {
-  const A* const* rows;  // [tap][pixel]
+  const E* const* rows;  // [tap][pixel]
   int64_t taps;
   int64_t run;
   int64_t offset;    // added to every row pointer: the first channel of a group
-  const A* weights;  // [tap][run][V lanes]
+  const E* weights;  // [tap][run][V lanes]
   const A* start;    // V lanes: what the sums start from (the bias, or zeros)
   Ahead* ahead = nullptr;
   int64_t ahead_lines = 0;  // brought into L2 with every tap

@@ -1,0 +1,340 @@
+// Implicit GEMM over one kind of operand; igemm.cpp and pairs.cpp tell the story.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "cpu/epilogue.h"
+#include "ending.h"
+#include "igemm_shape.h"
+#include "pack.h"
+#include "row_table.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+namespace igemm {
+
+inline Phase phase_of(const Problem& p) {
+  if (p.pass == Pass::dgrad) return {dgrad_axis(p.h, 0), dgrad_axis(p.w, 0)};
+  return {fprop_axis(p.h), fprop_axis(p.w)};
+}
+
+// How the tiles are shared out: chunks of strips x chunks of panels.
+struct Split {
+  int64_t strips, panels;
+};
+
+inline Split split(int64_t strips, int64_t panels, int threads, bool filter_is_larger) {
+  if (threads == 1) return {1, 1};
+  const int64_t by_strips = divide_up(strips, threads) * panels, by_panels = divide_up(panels, threads) * strips;
+  if (by_panels < by_strips || (filter_is_larger && by_panels == by_strips))
+    return {1, std::min<int64_t>(panels, threads)};
+  const int64_t chunks = std::min<int64_t>(strips, threads);
+  return {chunks, std::min(panels, divide_up(threads, chunks))};
+}
+
+template <class Operand>
+class Igemm {
+  using T = typename Operand::Storage;
+  using A = arithmetic<T>;
+  using E = typename Operand::Element;
+  static constexpr int lanes = Vec<A>::lanes;
+
+ public:
+  Igemm(const Problem& p, const Args& args, const Parallel& parallel)
+      : p_(p),
+        args_(args),
+        parallel_(parallel),
+        shape_(p),
+        tail_(p, args),
+        ending_(p, tail_, shape_.columns),
+        arena_(args.workspace),
+        work_(arena_, p, shape_, parallel.threads()) {
+    std::fill_n(work_.zeros, shape_.zeros(), E{});
+    std::fill_n(work_.start + p.groups * shape_.panels * shape_.width, shape_.width, A(0));
+    for (int64_t g = 0; g < p.groups; ++g)
+      for (int64_t i = 0; i < shape_.panels * shape_.width; ++i)
+        work_.start[g * shape_.panels * shape_.width + i] =
+            tail_.bias && i < shape_.columns ? widen(tail_.bias[g * shape_.columns + i]) : A(0);
+    tail_.bias = nullptr;  // the sums start from it
+    tail_.nhwc = true;     // or one pixel, where both layouts are the same
+  }
+
+  void run() {
+    const T* source = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x);
+    std::iota(work_.slot, work_.slot + shape_.filter_taps, int64_t{0});
+    const Phase phase = phase_of(p_);
+    const int64_t row = phase.w.source_size * shape_.channels;
+    run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels});
+  }
+
+ private:
+  Private<Operand> share_of(int thread) const {
+    Arena arena(work_.threads + thread * work_.thread_bytes);
+    return Private<Operand>(arena, shape_);
+  }
+
+  // Threads share the panels, or the depths of all panels where a filter's columns lie together.
+  void pack_all() const {
+    const int64_t panels = p_.groups * shape_.panels, parts = divide_up(shape_.depth, packed_at_once);
+    if (p_.pass == Pass::dgrad)
+      return parallel_(parts, [&](int64_t begin, int64_t end, int thread) {
+        pack_panels(share_of(thread), 0, panels, part(begin, end));
+      });
+    parallel_(panels * parts, [&](int64_t begin, int64_t end, int thread) {
+      const Private<Operand> own = share_of(thread);
+      for (int64_t i = begin; i < end; i = (i / parts + 1) * parts)
+        pack_panels(own, i / parts, i / parts + 1, part(i % parts, i % parts + std::min(end - i, parts - i % parts)));
+    });
+  }
+
+  // Depths of the parts [begin, end) of packed_at_once depths.
+  Depths part(int64_t begin, int64_t end) const {
+    return {begin * packed_at_once, std::min(end * packed_at_once, shape_.depth)};
+  }
+
+  // Some depths of the panels [first, last), each chunk to its place among all.
+  void pack_panels(const Private<Operand>& own, int64_t first, int64_t last, const Depths& some) const {
+    for (int64_t i = some.begin / shape_.chunk; i * shape_.chunk < some.end; ++i) {
+      const Depths chunk = shape_.depths(i);
+      pack_panels(own, first, last, chunk, {std::max(some.begin, chunk.begin), std::min(some.end, chunk.end)},
+                  place(first, chunk));
+    }
+  }
+
+  // Where a chunk of a panel lies among all.
+  E* place(int64_t panel, const Depths& chunk) const {
+    return work_.packed + p_.groups * shape_.panels * shape_.panel_elements({0, chunk.begin}) +
+           panel * shape_.panel_elements(chunk);
+  }
+
+  // Some depths of one chunk of the panels [first, last), which lie one behind the other.
+  void pack_panels(const Private<Operand>& own, int64_t first, int64_t last, const Depths& chunk, const Depths& some,
+                   E* out) const {
+    const int64_t step = p_.pass == Pass::dgrad ? packed_at_once : some.count();
+    for (int64_t d = some.begin; d < some.end; d += step)
+      for (int64_t panel = first; panel < last; ++panel)
+        pack(own, panel, chunk, {d, std::min(d + step, some.end)},
+             out + (panel - first) * shape_.panel_elements(chunk));
+  }
+
+  static void copy_run(const T* in, int64_t count, E* out) {
+    if constexpr (Operand::step > 1) {
+      std::copy_n(in, count, out);
+      if (count % Operand::step) out[count] = E{};
+    } else {
+      int64_t i = 0;
+      for (; i + lanes <= count; i += lanes) store(out + i, load(in + i));
+      if (i < count) store(out + i, load(in + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+    }
+  }
+
+  void run_phase(const Phase& phase, const Source<T>& source) {
+    const int64_t pixels = p_.n * phase.grid(), panels = p_.groups * shape_.panels;
+    const int64_t strips = divide_up(pixels, shape_.strip);
+    if (!pixels) return;
+    const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
+    const bool shared = chunks.strips > 1, whole = p_.pass == Pass::dgrad && shape_.chunks() == 1;
+    if (shared) pack_all();
+    Phase table = phase;
+    if (shape_.merged) {
+      table.w.taps = 1;
+    }
+    parallel_(chunks.strips * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
+      const Private<Operand> own = share_of(thread);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t m = task % chunks.strips, k = task / chunks.strips;
+        const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
+        if (!shared && whole) pack_panels(own, first_panel, last_panel, shape_.depths(0));
+        for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
+          const int64_t end_panel = std::min(panel + shape_.group_panels, last_panel);
+          for (int64_t c = 0; c < shape_.chunks(); ++c) {
+            const Depths chunk = shape_.depths(c);
+            E* packed = shared || whole ? place(panel, chunk) : own.packed;
+            if (packed == own.packed) pack_panels(own, panel, end_panel, chunk, chunk, packed);
+            for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
+              run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, end_panel, chunk,
+                        packed);
+          }
+        }
+      }
+      if (ending_.stream) finish_streams();
+    });
+  }
+
+  int64_t panel_columns(int64_t panel) const {
+    return std::min(shape_.width, shape_.columns - panel % shape_.panels * shape_.width);
+  }
+  int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
+
+  // Some depths of one chunk of a panel, which begins at out.
+  void pack(const Private<Operand>& own, int64_t panel, const Depths& chunk, const Depths& some, E* out) const {
+    const bool dgrad = p_.pass == Pass::dgrad;
+    const int64_t *stride = args_.w_stride, group = panel / shape_.panels;
+    Filter<T> f;
+    f.column = dgrad ? stride[1] : stride[0], f.depth = dgrad ? stride[0] : stride[1];
+    f.tap_h = stride[2], f.tap_w = stride[3];
+    f.window_h = p_.h.window, f.window_w = p_.w.window;
+    f.w = static_cast<const T*>(args_.w) + group * p_.filters_per_group() * stride[0] +
+          panel % shape_.panels * shape_.width * f.column + chunk.begin * f.depth;
+    const int64_t begin = some.begin - chunk.begin, end = some.end - chunk.begin;
+    const int64_t columns = panel_columns(panel), width = panel_vectors(panel) * lanes;
+    if constexpr (Operand::step > 1)
+      pack_pairs(own, f, round_up(chunk.count(), Operand::step), begin, end, columns, width, out);
+    else
+      pack_panel(f, work_.slot, chunk.count(), begin, end, columns, width, out);
+  }
+
+  // The same of pairs: some depths are widened, and put together two at a time.
+  void pack_pairs(const Private<Operand>& own, Filter<T> f, int64_t depth, int64_t begin, int64_t end, int64_t columns,
+                  int64_t width, E* out) const {
+    for (; begin < end; begin += paired_at_once) {
+      const int64_t some = std::min(paired_at_once, end - begin);
+      Filter<T> here = f;
+      here.w += begin * f.depth;
+      pack_panel(here, work_.slot, some, 0, some, columns, width, own.wide);
+      for (int64_t tap = 0; tap < shape_.filter_taps; ++tap)
+        for (int64_t d = 0; d < some; d += 2)
+          for (int64_t i = 0; i < width; i += lanes) {
+            const A* first = own.wide + (tap * some + d) * width + i;
+            const Vec<A> second = d + 1 < some ? load(first + width) : Vec<A>::zero();
+            Operand::store(out + (tap * depth + begin + d) * width + 2 * i, load(first), second);
+          }
+    }
+  }
+
+  // Copies one group's channels of the located rows into the stage.
+  void stage(const Private<Operand>& own, int64_t rows, int64_t offset, int64_t run) const {
+    const T* const* from = reinterpret_cast<const T* const*>(own.rows);
+    const T* zeros = reinterpret_cast<const T*>(work_.zeros);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (from[i] == zeros) {
+        own.staged[i] = work_.zeros;
+      } else {
+        E* copy = own.stage + i * shape_.stage_stride;
+        copy_run(from[i] + offset, run, copy);
+        own.staged[i] = copy;
+      }
+    }
+  }
+
+  void run_strip(const Phase& phase, const Source<T>& source, const Private<Operand>& own, int64_t begin, int64_t end,
+                 int64_t first_panel, int64_t end_panel, const Depths& chunk, const E* packed) const {
+    const int count = static_cast<int>(end - begin);
+    locate<T>(phase, source, reinterpret_cast<const T*>(work_.zeros), begin, end, reinterpret_cast<const T**>(own.rows),
+              own.pixel);
+    PixelTile<A, E> tile;
+    tile.taps = phase.taps();
+    tile.run = shape_.merged ? shape_.run : round_up(chunk.count(), Operand::step);
+    tile.residual = nullptr;
+    const bool ends = chunk.end == shape_.depth, direct = ending_.direct || !ends;
+    ending_.mark(tile);
+    if (!ends) tile.clamped = tile.stream = false;
+    if constexpr (std::is_same_v<T, A>) {
+      for (int i = 0; i < count; ++i) own.result[i] = tail_.out + tail_.out_at(0, 0, own.pixel[i]);
+      if (chunk.begin > 0) tile.sums = own.result;
+      if (direct && ends && tail_.residual) {
+        for (int i = 0; i < count; ++i) own.residual[i] = tail_.residual + tail_.residual_at(0, 0, own.pixel[i]);
+        tile.residual = own.residual;
+      }
+    }
+    for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
+    tile.out = direct ? own.result : own.out;
+    // The next strip's own pixels follow the last one that this strip reads.
+    const int64_t rows_here = tile.taps * count, pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
+    const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
+    const int64_t channels = shape_.chunks() > 1 ? chunk.count() : shape_.channels;
+    Ahead ahead{nullptr, divide_up(channels * static_cast<int64_t>(sizeof(T)), cache_line), pixel_bytes};
+    if (rows_here) {
+      ahead.at = static_cast<const char*>(own.rows[rows_here - 1]) + chunk.begin * static_cast<int64_t>(sizeof(T));
+      tile.ahead = &ahead;
+      tile.ahead_lines = divide_up(next * ahead.lines, (end_panel - first_panel) * tile.taps);
+    }
+    int64_t staged_group = -1;
+    for (int64_t panel = first_panel; panel < end_panel; ++panel, packed += shape_.panel_elements(chunk)) {
+      const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
+      const int64_t channel = group * shape_.columns + panel % shape_.panels * shape_.width;
+      const int vectors = panel_vectors(panel);
+      tile.offset = group * shape_.depth + chunk.begin;
+      if (shape_.staged) {
+        if (group != staged_group)
+          stage(own, tile.taps * count, tile.offset, shape_.merged ? shape_.run : chunk.count());
+        staged_group = group, tile.offset = 0;
+        tile.rows = own.staged;
+      } else {
+        tile.rows = reinterpret_cast<const E* const*>(own.rows);
+      }
+      tile.weights = packed;
+      tile.start = work_.start + (chunk.begin > 0 ? p_.groups * shape_.panels : panel) * shape_.width;
+      tile.out_offset = direct ? channel : 0, tile.channel = channel;
+      tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
+      Operand::tile(count, vectors)(tile);
+      if (direct) continue;
+      for (int i = 0; i < count; ++i)
+        for (int64_t c = 0; c < columns; c += lanes)
+          tail_.put_channels(0, channel + c, own.pixel[i], load(own.out[i] + c),
+                             static_cast<int>(std::min<int64_t>(lanes, columns - c)));
+    }
+  }
+
+  const Problem& p_;
+  const Args& args_;
+  const Parallel& parallel_;
+  const Shape<Operand> shape_;
+  Tail<T> tail_;
+  const Ending<T> ending_;
+  Arena arena_;
+  const Work<Operand> work_;
+};
+
+// What both kernels refuse alike.
+inline std::string refuses_geometry(const Problem& p) {
+  if (p.layout != Layout::nhwc && !p.is_one_pixel())
+    return "The layout is nchw: the channels of a pixel must lie together.";
+  if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
+    return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
+           ": the result falls into as many phases.";
+  const int64_t columns = p.written_channels() / p.groups;
+  if (p.groups > 1 && columns == 1)
+    return "Each of the " + std::to_string(p.groups) +
+           " groups writes 1 channel: a register holds consecutive channels.";
+  return {};
+}
+
+template <class Operand>
+int64_t workspace(const Problem& p, int threads) {
+  Arena arena(nullptr);
+  Work<Operand>(arena, p, Shape<Operand>(p), threads);
+  return arena.used();
+}
+
+// Products over whole registers; the filter is read and written once by packing, the results once and twice more for
+// each chunk after the first, and the source once more for each group of panels after the first.
+template <class Operand>
+Cost cost(const Problem& p, int threads) {
+  const Shape<Operand> s(p);
+  Cost cost;
+  const double element = sizeof(typename Operand::Element), sum = sizeof(arithmetic<typename Operand::Storage>);
+  const double width = double(round_up(s.columns, s.lanes) * p.groups);
+  const Phase phase = phase_of(p);
+  const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
+  const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
+  // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at half
+  // the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
+  const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
+  cost.flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace * Operand::pace;
+  const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
+  cost.imbalance = double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
+                   double(strips * panels);
+  const double filter = double(p.groups * s.panels * s.panel_elements({0, s.depth}));
+  const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
+  cost.moved = sum * double(2 * s.chunks() - 1) * double(pixels) * width;
+  cost.moved += 2 * element * (filter + (s.staged ? source * double(s.table_taps) : 0));
+  cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
+  cost.memory = p.bytes();
+  return cost;
+}
+
+}  // namespace igemm
+
+}  // namespace fastconv::FASTCONV_ISA
