@@ -22,6 +22,8 @@ TILE = {"winograd2": 2, "winograd4": 4}
 # F(2x2) divides filters by four and is exact on integers that allow it; F(4x4) has irrational points.
 WEIGHT_MULTIPLE = {"winograd2": 4}
 INEXACT = ("winograd4",)
+# Algorithms that take bfloat16 alone; their instruction takes subnormal numbers for zero.
+OF_BFLOAT16 = frozenset({"pairs"})
 # Of ||y - y64|| / ||y64|| in float.
 WINOGRAD4_L2 = 2e-5
 LARGEST_SLOPE = 1.2  # of an activation

@@ -15,7 +15,7 @@ from fastconv import registry
 from fastconv.problem import Problem
 from fastconv.profiling import machine, timer
 from fastconv.profiling.timer import Timing
-from fastconv.testing import sweep
+from fastconv.testing import sweep, tolerances
 from fastconv.testing.sweep import Point
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/sweep.py"
@@ -42,8 +42,7 @@ def test_one_axis_moves_at_a_time_and_every_algorithm_meets_its_problems(pass_):
         name for *_, problem in sweep.problems(pass_) for name in sweep.algorithms() if sweep.kernel_of(name, problem)
     }
     own = (k for k in registry.kernels() if k.op == "conv2d" and k.native is not None and not k.is_reference)
-    of_bfloat16_alone = {"pairs"}
-    assert met == {k.algorithm for k in own if k.pass_ == pass_} - of_bfloat16_alone
+    assert met == {k.algorithm for k in own if k.pass_ == pass_} - tolerances.OF_BFLOAT16
 
 
 def test_an_algorithm_runs_on_its_widest_registers_in_the_layout_it_takes():
