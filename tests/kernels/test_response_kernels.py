@@ -1,4 +1,4 @@
-"""Every native kernel of local response normalisation: pass x layout x dtype x odd windows and sizes, between guards."""
+"""Every native kernel of local response normalisation: pass x layout x dtype x odd windows and sizes, guarded."""
 
 from __future__ import annotations
 

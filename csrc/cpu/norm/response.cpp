@@ -37,21 +37,19 @@ int64_t workspace(const Problem& p, int threads) {
 }
 
 void run(const Problem& p, const Args& args, const Parallel& parallel) {
-  with_view(p, args.response, [&](const auto& windows, const auto& view, auto* t) {
+  with_view(p, args.response, [&](const auto&, const auto& view, auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const auto *x = static_cast<const T*>(args.x), *dy = static_cast<const T*>(args.y);
     const norm::Finish<T> finish(p, args, view.run_bytes());
     const int64_t step = scratch_bytes<T>(p, view);
     parallel(view.tasks(), [&](int64_t begin, int64_t end, int thread) {
       auto* scratch = reinterpret_cast<arithmetic<T>*>(static_cast<char*>(args.workspace) + thread * step);
-      windows.with_power([&](auto power) {
-        finish.with_store([&](auto put) {
-          for (int64_t task = begin; task < end; ++task)
-            if (p.pass == Pass::dgrad)
-              view.template dgrad<decltype(power)::value>(task, x, dy, scratch, put);
-            else
-              view.template fprop<decltype(power)::value>(task, x, scratch, put);
-        });
+      finish.with_store([&](auto put) {
+        for (int64_t task = begin; task < end; ++task)
+          if (p.pass == Pass::dgrad)
+            view.dgrad(task, x, dy, scratch, put);
+          else
+            view.fprop(task, x, scratch, put);
       });
     });
   });

@@ -9,8 +9,6 @@
 
 namespace fastconv::FASTCONV_ISA::norm {
 
-enum class Power { half, three_quarters, other };
-
 template <class A>
 class Windows {
  public:
@@ -23,7 +21,10 @@ class Windows {
         share_(static_cast<A>(response.alpha / static_cast<double>(p.size))),
         k_(static_cast<A>(response.k)),
         beta_(static_cast<A>(response.beta)),
-        bend_(static_cast<A>(2 * response.alpha * response.beta / static_cast<double>(p.size))) {}
+        bend_(static_cast<A>(2 * response.alpha * response.beta / static_cast<double>(p.size))),
+        power_(response.beta == 0.5    ? Power::half
+               : response.beta == 0.75 ? Power::three_quarters
+                                       : Power::other) {}
 
   const int64_t channels, before, after;
 
@@ -34,48 +35,36 @@ class Windows {
   int64_t first_over(int64_t c) const { return std::max(c - after, int64_t{0}); }
   int64_t last_over(int64_t c) const { return std::min(c + before, channels - 1); }
 
-  // Calls f with the kind of power as a constant.
-  template <class F>
-  void with_power(F&& f) const {
-    if (beta_ == A(0.5)) return f(std::integral_constant<Power, Power::half>());
-    if (beta_ == A(0.75)) return f(std::integral_constant<Power, Power::three_quarters>());
-    f(std::integral_constant<Power, Power::other>());
-  }
-
   // y of an x whose window has this sum of squares.
-  template <Power power>
-  V respond(V x, V squares) const {
-    return x / raised<power>(base(squares), beta_);
-  }
+  V respond(V x, V squares) const { return x / raised(base(squares), beta_); }
   // What of dx needs no neighbour, dy·s^-beta, and what the neighbours need, x·dy·s^(-beta - 1).
-  template <Power power>
   std::pair<V, V> split(V x, V dy, V squares) const {
     const V s = base(squares), inverse = V::broadcast(1) / s;
-    const V own = dy * (power == Power::other ? raised<power>(s, -beta_) : raised<power>(inverse, beta_));
+    const V own = dy * (power_ == Power::other ? raised(s, -beta_) : raised(inverse, beta_));
     return {own, own * x * inverse};
   }
   // dx from the first of a split, and the sum of the second over the channels whose windows hold this one.
   V join(V x, V own, V sum) const { return own - V::broadcast(bend_) * x * sum; }
 
  private:
+  enum class Power { half, three_quarters, other };
+
   V base(V squares) const { return fma(squares, V::broadcast(share_), V::broadcast(k_)); }
 
-  template <Power power>
-  static V raised(V s, A exponent) {
-    if constexpr (power == Power::half) {
-      return sqrt(s);
-    } else if constexpr (power == Power::three_quarters) {
-      const V root = sqrt(s);
-      return root * sqrt(root);
-    } else {
-      A lanes[V::lanes];
-      s.store(lanes);
-      for (A& lane : lanes) lane = std::pow(lane, exponent);
-      return V::load(lanes);
-    }
+  V raised(V s, A exponent) const {
+    if (power_ == Power::other) return raised_lanes(s, exponent);
+    const V root = sqrt(s);
+    return power_ == Power::half ? root : root * sqrt(root);
+  }
+  [[gnu::noinline, gnu::cold]] static V raised_lanes(V s, A exponent) {
+    A lanes[V::lanes];
+    s.store(lanes);
+    for (A& lane : lanes) lane = std::pow(lane, exponent);
+    return V::load(lanes);
   }
 
   A share_, k_, beta_, bend_;
+  Power power_;
 };
 
 // f(how many registers, first element, how many elements a register) over `count` elements that lie together; several

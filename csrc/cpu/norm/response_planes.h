@@ -26,7 +26,7 @@ class ResponsePlanes {
   int64_t fprop_scratch() const { return 0; }  // elements
   int64_t dgrad_scratch() const { return 2 * rows_ * piece_; }
 
-  template <Power power, class Put>
+  template <class Put>
   void fprop(int64_t task, const T* x, A*, Put&& put) const {
     const auto [start, count] = piece(task);
     for (int64_t c = 0; c < windows_.channels; ++c)
@@ -36,13 +36,13 @@ class ResponsePlanes {
         const int64_t at = start + c * plane_ + i;
         unrolled<registers>([&](auto r) {
           const int64_t place = at + r * V::lanes;
-          put(place, windows_.template respond<power>(load(x + place, lanes), sum[r]), lanes);
+          put(place, windows_.respond(load(x + place, lanes), sum[r]), lanes);
         });
       });
   }
 
   // Two rings of rows: a channel's dx follows when the last window that holds it has been split.
-  template <Power power, class Put>
+  template <class Put>
   void dgrad(int64_t task, const T* x, const T* dy, A* scratch, Put&& put) const {
     const auto [start, count] = piece(task);
     A *own = scratch, *far = scratch + rows_ * piece_;
@@ -55,7 +55,7 @@ class ResponsePlanes {
           const int64_t at = start + c * plane_ + i;
           unrolled<registers>([&](auto r) {
             const int64_t place = at + r * V::lanes;
-            const auto [a, b] = windows_.template split<power>(load(x + place, lanes), load(dy + place, lanes), sum[r]);
+            const auto [a, b] = windows_.split(load(x + place, lanes), load(dy + place, lanes), sum[r]);
             store(own + row + i + r * V::lanes, a), store(far + row + i + r * V::lanes, b);
           });
         });

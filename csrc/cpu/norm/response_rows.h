@@ -28,7 +28,7 @@ class ResponseRows {
   int64_t fprop_scratch() const { return block_ * row_; }  // elements
   int64_t dgrad_scratch() const { return 3 * block_ * row_; }
 
-  template <Power power, class Put>
+  template <class Put>
   void fprop(int64_t task, const T* x, A* squares, Put&& put) const {
     const auto [start, count] = block(task);
     square(x, start, count, squares);
@@ -37,12 +37,12 @@ class ResponseRows {
       add_row(squares + row, sum);
       unrolled<registers>([&](auto r) {
         const int64_t place = at + r * V::lanes;
-        put(place, windows_.template respond<power>(load(x + place, lanes), sum[r]), lanes);
+        put(place, windows_.respond(load(x + place, lanes), sum[r]), lanes);
       });
     });
   }
 
-  template <Power power, class Put>
+  template <class Put>
   void dgrad(int64_t task, const T* x, const T* dy, A* scratch, Put&& put) const {
     const auto [start, count] = block(task);
     A *squares = scratch, *own = squares + block_ * row_, *far = own + block_ * row_;
@@ -53,7 +53,7 @@ class ResponseRows {
       add_row(squares + row, sum);
       unrolled<registers>([&](auto r) {
         const int64_t place = at + r * V::lanes, to = row + r * V::lanes;
-        const auto [a, b] = windows_.template split<power>(load(x + place, lanes), load(dy + place, lanes), sum[r]);
+        const auto [a, b] = windows_.split(load(x + place, lanes), load(dy + place, lanes), sum[r]);
         store(own + to, a, lanes), store(far + windows_.after + to, b, lanes);
       });
     });
