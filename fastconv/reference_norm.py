@@ -82,8 +82,10 @@ def response_gradient(
     """dx of a local response norm, and the same with every term by its size."""
     base, dy, x = response_base(problem, x, alpha, k), dy.double(), x.double()
 
-    def gradient(dy: Tensor, x: Tensor, sign: int) -> Tensor:
-        far = torch.einsum("ji,njhw->nihw", _windows(problem), dy * x * base ** (-beta - 1))
-        return dy * base**-beta + sign * 2 * alpha * beta / problem.size * x * far
+    bend = 2 * alpha * beta / problem.size
 
-    return gradient(dy, x, -1), gradient(dy.abs(), x.abs(), 1)
+    def gradient(dy: Tensor, x: Tensor, bend: float) -> Tensor:
+        far = torch.einsum("ji,njhw->nihw", _windows(problem), dy * x * base ** (-beta - 1))
+        return dy * base**-beta + bend * x * far
+
+    return gradient(dy, x, -bend), gradient(dy.abs(), x.abs(), abs(bend))
