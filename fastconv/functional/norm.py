@@ -101,7 +101,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
             return y
     if has_torch_function_unary(input):
         return handle_torch_function(local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k)
-    numbers = all(isinstance(value, float | int) for value in (alpha, beta, k))
+    numbers = all(isinstance(v, float) or (isinstance(v, int) and v.bit_length() < 64) for v in (alpha, beta, k))
     plain = isinstance(size, int) and not isinstance(size, bool) and 0 < size < _MOST_CHANNELS
     if not numbers or not plain or not _our_input(input) or input.dim() == 2:
         return torch.nn.functional.local_response_norm(input, size, alpha, beta, k)

@@ -25,7 +25,7 @@ def test_swaps_computes_and_restores():
     assert type(model[2]) is fastconv.nn.LocalResponseNorm and row.kept is None
     assert row.problem == "lrn2d_n2c8h9w7_size5_f32nchw" and row.kernel.startswith("lrn2d/fprop_window_")
     for format in (torch.contiguous_format, torch.channels_last):
-        inputs = [x.contiguous(memory_format=format).requires_grad_() for _ in range(2)]
+        inputs = [x.clone(memory_format=format).requires_grad_() for _ in range(2)]
         with trace() as calls:
             model(inputs[0]).sum().backward()
         expected(inputs[1]).sum().backward()
