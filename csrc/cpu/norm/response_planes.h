@@ -91,13 +91,14 @@ class ResponsePlanes {
   template <class Put>
   void join(int64_t c, int64_t start, int64_t count, const T* x, const A* own, const A* far, Put&& put) const {
     const int64_t first = windows_.first_over(c), rows = windows_.last_over(c) - first + 1;
+    const int64_t row = first % rows_, before_turn = std::min(rows, rows_ - row);
     in_strips<V>(count, [&](auto registers, int64_t i, auto lanes) {
       V sum[registers] = {};
-      int64_t row = first % rows_;
-      for (int64_t left = rows; left > 0; --left) {
-        unrolled<registers>([&](auto r) { sum[r] = sum[r] + V::load(far + row * piece_ + i + r * V::lanes); });
-        if (++row == rows_) row = 0;
-      }
+      const auto add = [&](const A* from, int64_t left) {
+        for (; left > 0; --left, from += piece_)
+          unrolled<registers>([&](auto r) { sum[r] = sum[r] + V::load(from + r * V::lanes); });
+      };
+      add(far + row * piece_ + i, before_turn), add(far + i, rows - before_turn);
       const int64_t at = start + c * plane_ + i;
       unrolled<registers>([&](auto r) {
         const int64_t place = at + r * V::lanes;
