@@ -79,7 +79,7 @@ def test_nan_infinity_and_overflow(bad, layout):
     for numbers in NUMBERS:
         for what, a, e in zip(("y", "dx"), run(ours, x, *numbers), run(theirs, x, *numbers), strict=True):
             if what == "dx" and numbers[2] > 1:
-                continue  # torch multiplies the infinite derivative of the power by zero, where the gradient has a limit
+                continue  # torch multiplies an infinite derivative of the power by zero; the gradient has a limit
             assert torch.equal(a.isnan(), e.isnan()), f"{what} with {numbers}"
             torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-4, atol=1e-5)
 

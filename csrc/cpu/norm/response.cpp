@@ -1,14 +1,14 @@
 // Local response normalisation over channels and its gradient, in both layouts (response_rows.h: channels_last,
 // response_planes.h: NCHW):
 //   s = k + alpha / size · the squares of a window of `size` channels,   y = x / s^beta,
-//   dx = dy / s^beta - 2·alpha·beta / size · x · the sum of x·dy / s^(beta + 1) over the channels whose windows hold x's.
+//   dx = dy / s^beta - 2·alpha·beta / size · x · the sum of x·dy / s^(beta + 1) over the windows that hold x.
 //
-// Windows are summed directly, `size` multiply-adds an element: a running sum that takes away what leaves a window keeps
-// the rounding errors of a large square for all channels behind it. Powers of a half and three quarters are square
-// roots, all others std::pow lane by lane. The gradient needs x and dy alone: it sums the squares again, and what the
-// neighbours take from a channel stands in a ring of rows (NCHW) or a padded row (channels_last) until they take it.
-// An element's arithmetic is the same wherever a block begins, so blocks follow the shape, and the bits depend on
-// neither blocks nor threads.
+// Windows are summed directly, `size` multiply-adds an element: a running sum that takes away what leaves a window
+// keeps the rounding errors of a large square for all channels behind it. Powers of a half and three quarters are
+// square roots, all others std::pow lane by lane. The gradient needs x and dy alone: it sums the squares again, and
+// what the neighbours take from a channel stands in a ring of rows (NCHW) or in a padded row (channels_last) until
+// they take it. An element's arithmetic is the same wherever a block begins, so blocks follow the shape, and the bits
+// depend on neither blocks nor threads.
 //
 // Bytes: x read, y written; x and dy read, dx written. Predicted: not these alone decide, but also the divider, two
 // roots and a quotient for every register forward, two roots and a quotient backward. Figures of
