@@ -162,6 +162,18 @@ def test_first_and_second_order_derivatives(layout, numbers, shape):
     assert gradcheck(function, (x,), check_forward_ad=True)
 
 
+@pytest.mark.parametrize("numbers", NUMBERS, ids=str)
+def test_second_order_equals_torchs(numbers):
+    """The composite that second order runs through is the gradient our kernel computes, and torch's."""
+    x, dy = (torch.randn(2, 7, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    results = []
+    for function in (ours, theirs):
+        (dx,) = torch.autograd.grad(function(x, *numbers), x, dy, create_graph=True)
+        results.append([dx, *torch.autograd.grad(dx.cos().sum(), (x, dy))])
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[0][0], OPS.local_response_norm_dgrad(dy.detach(), x.detach(), *numbers))
+
+
 def test_second_order_in_sixteen_bits():
     x = torch.randn(2, 6, 3, 4).bfloat16().requires_grad_()
     (dx,) = torch.autograd.grad(ours(x, 3, 0.5).sum(), x, create_graph=True)
