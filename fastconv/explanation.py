@@ -100,7 +100,7 @@ def explain(subject: Problem | str | nn.Module, example: Any = None, device: str
 def _explain_module(module: nn.Module, example: Any) -> Explanation:
     report = swap(module, dry_run=True, example_inputs=example)
     if not report.rows:
-        return Explanation((), ("The module has no convolution, pool or batch norm; PyTorch's own operators run.",))
+        return Explanation((), ("The module has no convolution, pool or norm of ours; PyTorch's own operators run.",))
     if example is None and report.swapped:
         raise ValueError("explain needs an example input: a module's problems depend on what it is given.")
     layers: dict[Problem, list[Row]] = {}

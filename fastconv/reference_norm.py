@@ -1,5 +1,6 @@
-"""The oracle of batch normalisation, in float64 from the already rounded operands, by code that shares nothing with the
-kernels: the definition, with one sum over everything but the channels.
+"""The oracle of the norms, in float64 from the already rounded operands, by code that shares nothing with the
+kernels: the definitions, a batch norm's with one sum over everything but the channels, a local response norm's with a
+matrix of zeros and ones in place of its windows.
 """
 
 from __future__ import annotations
@@ -57,3 +58,34 @@ def gradients(
         count = problem.n * problem.h.size * problem.w.size
         dx = dy - (pair[1][:, None, None] + normal * pair[0][:, None, None]) / count
     return dx * inverse * _over(w, 1), pair
+
+
+def _windows(problem: Problem) -> Tensor:
+    """1 where channel j (column) lies in the window of channel i (row)."""
+    i, j = torch.arange(problem.c)[:, None], torch.arange(problem.c)
+    return ((j >= i - problem.size // 2) & (j <= i + (problem.size - 1) // 2)).double()
+
+
+def response_base(problem: Problem, x: Tensor, alpha: float, k: float) -> Tensor:
+    """What a local response norm raises to its power: k + alpha times the mean square of each window."""
+    return k + alpha / problem.size * torch.einsum("ij,njhw->nihw", _windows(problem), x.double().square())
+
+
+def respond(problem: Problem, x: Tensor, residual: Tensor | None, alpha: float, beta: float, k: float) -> Tensor:
+    """y of a local response norm."""
+    return epilogue(problem, x.double() * response_base(problem, x, alpha, k) ** -beta, None, residual)
+
+
+def response_gradient(
+    problem: Problem, dy: Tensor, x: Tensor, alpha: float, beta: float, k: float
+) -> tuple[Tensor, Tensor]:
+    """dx of a local response norm, and the same with every term by its size."""
+    base, dy, x = response_base(problem, x, alpha, k), dy.double(), x.double()
+
+    bend = 2 * alpha * beta / problem.size
+
+    def gradient(dy: Tensor, x: Tensor, bend: float) -> Tensor:
+        far = torch.einsum("ji,njhw->nihw", _windows(problem), dy * x * base ** (-beta - 1))
+        return dy * base**-beta + bend * x * far
+
+    return gradient(dy, x, -bend), gradient(dy.abs(), x.abs(), abs(bend))

@@ -19,8 +19,8 @@ class Kernel:
     devices: device types it runs on.
     refuses: None when it accepts the problem, else one sentence with the values in it.
     run: ``run(problem, *, x, w, y, bias, residual, index, out=None) -> Tensor`` on tensors that lie densely in the
-        problem's layout; for norms also mean, variance, stats and eps (csrc/core/kernel.h). ``out``, where a kernel
-        takes it, is written and returned.
+        problem's layout; for norms also mean, variance, stats, eps and response (csrc/core/kernel.h). ``out``, where a
+        kernel takes it, is written and returned.
     estimate: ``estimate(problem, threads)``, seconds on a nominal core for kernels that are compared by cost, or None
         where the order of the list alone decides.
     native: position in the extension's own list, or None for a row that lives in Python.

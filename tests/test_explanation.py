@@ -63,8 +63,8 @@ def test_a_module_is_explained_problem_by_problem_and_left_alone():
 OUTSIDE = [
     (nn.Conv3d(1, 1, 1), None, "fastconv has no Conv3d; PyTorch's own operator runs."),
     (nn.Conv2d(3, 1, 1, dtype=torch.complex64), X, "Its weight is torch.complex64; PyTorch's own operator runs."),
-    (nn.ReLU(), None, "The module has no convolution, pool or batch norm; PyTorch's own operators run."),
-    (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Identity())[1:], None, "no convolution, pool or batch norm"),
+    (nn.ReLU(), None, "The module has no convolution, pool or norm of ours; PyTorch's own operators run."),
+    (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Identity())[1:], None, "no convolution, pool or norm of ours"),
 ]
 
 

@@ -11,7 +11,8 @@ namespace fastconv {
 // form.
 void add_conv_functions(pybind11::module_& m);
 
-// Likewise batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps) (norm_python.cpp).
+// Likewise batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps) and
+// local_response_norm(input, size, alpha, beta, k) (norm_python.cpp).
 void add_norm_functions(pybind11::module_& m);
 
 }  // namespace fastconv

@@ -129,7 +129,10 @@ at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& 
   };
   put("x", o.x), put("w", o.w), put("y", o.y), put("bias", o.bias), put("residual", o.residual), put("index", o.index);
   put("mean", o.mean), put("variance", o.variance), put("stats", o.stats);
-  if (problem.is_norm()) tensors["eps"] = o.eps;
+  if (problem.is_lrn())
+    tensors["response"] = py::make_tuple(o.response.alpha, o.response.beta, o.response.k);
+  else if (problem.is_norm())
+    tensors["eps"] = o.eps;
   return plan.kernel.attr("run")(py::cast(problem), **tensors).cast<at::Tensor>();
 }
 
@@ -197,7 +200,7 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   Args args;
   args.x = data_of(o.x), args.w = data_of(o.w), args.y = data_of(o.y);
   args.bias = data_of(o.bias), args.residual = data_of(o.residual);
-  args.mean = data_of(o.mean), args.variance = data_of(o.variance), args.eps = o.eps;
+  args.mean = data_of(o.mean), args.variance = data_of(o.variance), args.eps = o.eps, args.response = o.response;
   args.stats = o.stats.defined() ? o.stats.mutable_data_ptr() : nullptr;
   args.out = o.out.mutable_data_ptr();
   args.index = o.index.defined() ? o.index.mutable_data_ptr() : nullptr;

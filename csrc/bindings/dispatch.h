@@ -16,6 +16,7 @@ struct Operands {
   at::Tensor x, w, y, bias, residual, index;
   at::Tensor mean = {}, variance = {}, stats = {};  // of a norm, in the arithmetic type
   double eps = 0;                                   // likewise
+  Response response = {};                           // of a local response norm
   at::Tensor out = {};                              // allocated by execute() when undefined
   at::IntArrayRef w_sizes = {}, w_strides = {};     // of dw, for wgrad
 };

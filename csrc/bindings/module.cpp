@@ -82,6 +82,7 @@ void each_field(Problem& p, F&& f) {
   f("alpha", p.epilogue.alpha), f("out_offset", p.epilogue.out_offset), f("out_channels", p.epilogue.out_channels);
   f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
   f("divisor_override", p.divisor_override), f("index", p.index), f("training", p.training);
+  f("size", p.size);
 }
 
 void bind_problem(py::module_& m) {
@@ -157,12 +158,14 @@ using OptionalTensor = std::optional<at::Tensor>;
 void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
                 const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
                 const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& mean,
-                const OptionalTensor& variance, const OptionalTensor& stats, double eps, int threads) {
+                const OptionalTensor& variance, const OptionalTensor& stats, double eps,
+                const std::tuple<double, double, double>& response, int threads) {
   const Kernel& kernel = cpu_kernels().at(row);
   checked(refuses_isa(kernel.isa, Isa::avx512));
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
-  Operands o{get(x),        get(w),     get(y), get(bias), get(residual), get(index), get(mean),
-             get(variance), get(stats), eps,    out};
+  const auto [alpha, beta, k] = response;
+  Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),    get(index),
+             get(mean), get(variance), get(stats), eps,       {alpha, beta, k}, out};
   py::gil_scoped_release release;
   if (threads > 0)
     run_native(kernel, problem, o, FixedParallel(threads));
@@ -204,7 +207,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("mean") = py::none(),
-        py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("eps") = 0.0, py::arg("threads") = 0);
+        py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("eps") = 0.0,
+        py::arg("response") = std::tuple(Response().alpha, Response().beta, Response().k), py::arg("threads") = 0);
   m.def("set_planner", &set_planner);
   m.def("clear_plans", &clear_plans);
   m.def("plan_count", &plan_count);

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include "norm_common.h"
 #include "norm_ops.h"
 
 namespace fastconv::norm {
@@ -17,20 +18,6 @@ using at::Tensor;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
-
-Tensor value(const Tensor& t) { return t; }
-Tensor value(const OptionalTensor& t) { return t.value_or(Tensor()); }
-
-template <class... Tensors>
-bool any_gradient(const Tensors&... tensors) {
-  const auto wants = [](const Tensor& t) { return t.defined() && t.requires_grad(); };
-  return at::GradMode::is_enabled() && (wants(value(tensors)) || ...);
-}
-template <class... Tensors>
-bool any_tangent(const Tensors&... tensors) {
-  const auto has = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
-  return (has(value(tensors)) || ...);
-}
 
 // --- the definition, in torch's operators ---------------------------------------------------------------------------
 

@@ -3,10 +3,9 @@
 #include "norm_ops.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "dispatch.h"
+#include "norm_common.h"
 
 namespace fastconv::norm {
 
@@ -22,39 +21,13 @@ using Dgrad = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Opt
                                          const Tensor&, bool, double);
 using Wgrad = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, double);
 
-template <class Signature>
-auto handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // --- from tensors to the kernel ------------------------------------------------------------------------------------
 
-// As torch: contiguous wins where a tensor is both; of fewer than four dimensions only the standard order is known.
-Layout result_layout(const Tensor& x) { return x.is_contiguous() ? Layout::nchw : layout_of(x); }
-
 Problem problem_of(const Tensor& x, Pass pass, bool training) {
-  TORCH_CHECK(x.dim() >= 2 && x.dim() <= 4, "batch_norm takes an input of 2 to 4 dimensions, but got shape ", x.sizes(),
-              ".");
-  TORCH_CHECK(x.numel() > 0, "This operator takes no empty input, but got shape ", x.sizes(), ".");
-  TORCH_CHECK(dtype_of(x) != Dtype::other, "batch_norm has no kernel for ", x.scalar_type(), ".");
   Problem p;
   p.op = Op::batchnorm2d, p.pass = pass, p.training = training;
-  p.dtype = dtype_of(x);
-  p.n = x.size(0), p.c = p.k = x.size(1);
-  p.h.in = p.h.out = x.dim() == 4 ? x.size(2) : 1;
-  p.w.in = p.w.out = x.dim() > 2 ? x.size(-1) : 1;
-  p.layout = pass == Pass::fprop ? result_layout(x) : layout_of(x);
-  const std::string sentence = invalid(p);
-  TORCH_CHECK(sentence.empty(), sentence);
-  return p;
+  return norm_problem("batch_norm", std::move(p), x);
 }
-
-// An activation, dense and in four dimensions.
-Tensor dense(const Problem& p, const Tensor& t) {
-  const Tensor lying = t.contiguous(format_of(p.layout));
-  return t.dim() == 4 ? lying : lying.view({p.n, p.c, p.h.in, p.w.in});
-}
-Tensor shaped_as(const Tensor& x, Tensor result) { return x.dim() == 4 ? std::move(result) : result.view(x.sizes()); }
 
 // One value a channel, in the arithmetic type.
 Tensor channels(const char* name, const Problem& p, const Tensor& x, const Tensor& t) {
@@ -64,11 +37,6 @@ Tensor channels(const char* name, const Problem& p, const Tensor& x, const Tenso
 }
 Tensor channels(const char* name, const Problem& p, const Tensor& x, const OptionalTensor& t) {
   return t && t->defined() ? channels(name, p, x, *t) : Tensor();
-}
-
-void check_gradient(const Tensor& dy, const Tensor& x) {
-  TORCH_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), "The gradient has shape ", dy.sizes(),
-              " and dtype ", dy.scalar_type(), ", but the input ", x.sizes(), " and ", x.scalar_type(), ".");
 }
 
 Tensor run_inference(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,

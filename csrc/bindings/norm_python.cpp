@@ -1,4 +1,4 @@
-// The short way into batch normalisation; why there is one stands in conv_python.cpp.
+// The short way into the norms; why there is one stands in conv_python.cpp.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -7,6 +7,7 @@
 #include "conv_python.h"
 #include "dispatch.h"
 #include "norm_ops.h"
+#include "response_ops.h"
 
 namespace fastconv::norm {
 
@@ -30,12 +31,14 @@ bool read(PyObject* object, double& value) {
   return overflow == 0;
 }
 
-// What our kernels take; torch's own function runs the rest, and has the errors. functional/norm.py says the same of
-// traced tensors.
+// What our kernels take; torch's own function runs the rest, and has the errors. functional/ says the same of traced
+// tensors.
+bool ours(const at::Tensor& x) {
+  return !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && x.layout() == at::kStrided && x.is_cpu() &&
+         x.dim() >= 2 && x.dim() <= 4 && dtype_of(x) != Dtype::other && x.numel() > 0;
+}
 bool ours(const at::Tensor& x, const std::array<const OptionalTensor*, 4>& parameters, bool training, double eps) {
-  if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || x.layout() != at::kStrided || !x.is_cpu() ||
-      x.dim() < 2 || x.dim() > 4 || dtype_of(x) == Dtype::other || x.numel() == 0 || !(eps > 0))
-    return false;
+  if (!ours(x) || !(eps > 0)) return false;
   if (training && x.numel() == x.size(1)) return false;
   std::optional<at::ScalarType> type;
   for (const OptionalTensor* parameter : parameters) {
@@ -71,7 +74,36 @@ PyObject* batch_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+bool read(PyObject* object, int64_t& value) {
+  if (!PyLong_CheckExact(object)) return false;
+  int overflow;
+  value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  return overflow == 0;
+}
+
+// local_response_norm(input, size, alpha, beta, k)
+PyObject* local_response_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  constexpr Py_ssize_t arguments = 5;
+  constexpr int64_t most = int64_t{1} << 31;
+  int64_t size;
+  Response r;
+  if (count != arguments || at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing() ||
+      !THPVariable_CheckExact(args[0]) || !read(args[1], size) || !read(args[2], r.alpha) || !read(args[3], r.beta) ||
+      !read(args[4], r.k) || size < 1 || size >= most)
+    Py_RETURN_NOTIMPLEMENTED;
+  const at::Tensor& x = THPVariable_Unpack(args[0]);
+  if (!ours(x) || x.dim() < 3) Py_RETURN_NOTIMPLEMENTED;
+  pybind11::gil_scoped_release release;
+  at::Tensor y = call_response(x, size, r);
+  pybind11::gil_scoped_acquire acquire;
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
 PyMethodDef functions[] = {
+    {"local_response_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(local_response_norm)),
+     METH_FASTCALL, nullptr},
     {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batch_norm)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -11,6 +11,11 @@
 
 namespace fastconv {
 
+// The numbers of a local response norm: y = x / (k + alpha / size * sum of squares)^beta. The defaults are torch's.
+struct Response {
+  double alpha = 1e-4, beta = 0.75, k = 1;
+};
+
 // The operands of one call. Activations are dense in the problem's layout; the filter has strides of its own, so that
 // KCRS and KRSC (channels_last) weights are both read in place. What is written overlaps nothing that is read.
 struct Args {
@@ -26,6 +31,7 @@ struct Args {
   const void* variance = nullptr;  // likewise, biased
   void* stats = nullptr;           // 2·C written: mean and variance by a training fprop, dweight and dbias by dgrad
   double eps = 0;
+  Response response;          // local response norms
   void* workspace = nullptr;  // as many bytes as workspace() asked for, 64-byte aligned
   int64_t w_stride[4] = {};   // of w (of dw in wgrad), in elements, ordered K C R S
 };

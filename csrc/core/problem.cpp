@@ -66,6 +66,7 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
+  if (is_lrn()) return 2.0 * outputs * std::min(size, c) * (pass == Pass::dgrad ? 2 : 1);
   if (is_norm()) return 2.0 * outputs * ((training ? 2 : 1) + (pass == Pass::dgrad ? 1 : 0));
   if (op == Op::adaptivemax2d || op == Op::adaptiveavg2d) return std::max(outputs, static_cast<double>(x_elements()));
   return outputs * taps();
@@ -108,6 +109,8 @@ std::string invalid(const Problem& p) {
     if (p.k % p.groups)
       return "K=" + std::to_string(p.k) + " is not divisible by groups=" + std::to_string(p.groups) + ".";
   }
+  if (p.is_lrn() && (p.size < 1 || p.size >= step_limit))
+    return "size is " + std::to_string(p.size) + " and must be positive and less than 2^31.";
   const auto& e = p.epilogue;
   if (e.out_channels && (e.out_offset < 0 || e.out_offset + p.written_channels() > e.out_channels))
     return "The output slice starts at channel " + std::to_string(e.out_offset) + " and holds " +

@@ -9,6 +9,8 @@
 //
 // batchnorm2d_n8c64h56w56_f32nhwc[_train][_dgrad]: "train" takes mean and variance from the batch. Its dgrad writes dx
 // and the gradients of weight and bias, its wgrad those two alone.
+//
+// lrn2d_n8c96h55w55_size5_f32nhwc[_dgrad]: local response norm over windows of 5 channels.
 #pragma once
 
 #include <cstddef>
@@ -61,8 +63,10 @@ struct Problem {
   bool count_include_pad = true;
   int64_t divisor_override = 0;  // 0: none
   Index index = Index::none;
-  // Norms only: by the batch's own statistics.
+  // Batch norms only: by the batch's own statistics.
   bool training = false;
+  // Local response norms only: the channels of a window, size / 2 of them before its own and (size - 1) / 2 behind.
+  int64_t size = 0;
 
   int64_t channels_per_group() const { return c / groups; }  // C/g
   int64_t filters_per_group() const { return k / groups; }   // K/g
@@ -73,7 +77,8 @@ struct Problem {
   int64_t y_elements() const { return n * k * out_pixels(); }
   int64_t w_elements() const { return k * channels_per_group() * taps(); }
   bool is_conv() const { return op == Op::conv2d; }
-  bool is_norm() const { return op == Op::batchnorm2d; }
+  bool is_norm() const { return op == Op::batchnorm2d || is_lrn(); }
+  bool is_lrn() const { return op == Op::lrn2d; }
   bool is_depthwise() const { return is_conv() && groups == c && groups > 1; }
   bool is_one_pixel() const { return in_pixels() == 1 && out_pixels() == 1; }  // both layouts are the same
   bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
@@ -84,14 +89,14 @@ struct Problem {
   int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
 
   // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool; a multiply-add an element and
-  // pass over the tensor for a norm.
+  // pass over the tensor for a batch norm, and for a local response norm one for every channel of its windows.
   double flops() const;
   // Every operand read once and the result written once.
   double bytes() const;
 
   auto fields() const {
     return std::tie(op, pass, dtype, layout, n, c, k, groups, h, w, epilogue, ceil_mode, count_include_pad,
-                    divisor_override, index, training);
+                    divisor_override, index, training, size);
   }
   bool operator==(const Problem& other) const { return fields() == other.fields(); }
 

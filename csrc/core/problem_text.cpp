@@ -102,6 +102,8 @@ void parse_word(Word word, Problem& p) {
     p.epilogue.alpha = word.value<double>();
   } else if (auto activation = Activation_from(word.rest); activation && *activation != Activation::none) {
     return void(p.epilogue.activation = *activation);
+  } else if (word.eat("size")) {
+    p.size = word.value<int64_t>();
   } else if (word.eat("div")) {
     p.divisor_override = word.value<int64_t>();
   } else if (word.eat("out")) {
@@ -144,6 +146,7 @@ std::string Problem::text() const {
     out += "_" + (is_conv() ? "k" + str(k) : std::string()) + "r" + str(h.window) + "s" + str(w.window);
     out += pair("u", h.stride, w.stride, 1) + padding(h, w) + pair("d", h.dilation, w.dilation, 1);
   }
+  if (is_lrn()) out += "_size" + str(size);
   if (is_conv() && groups != 1) out += "_g" + str(groups);
   out += "_" + std::string(name_of(dtype)) + std::string(name_of(layout));
   if (pass != Pass::fprop) out += "_" + std::string(name_of(pass));

@@ -1,4 +1,4 @@
-"""torch.nn.functional's convolutions, pools and batch norm on fastconv's kernels.
+"""torch.nn.functional's convolutions, pools, batch norm and local response norm on fastconv's kernels.
 
 Names, argument order, defaults and results are torch's.
 
@@ -17,7 +17,7 @@ from fastconv.functional.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
-from fastconv.functional.norm import batch_norm
+from fastconv.functional.norm import batch_norm, local_response_norm
 from fastconv.functional.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -45,6 +45,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "local_response_norm",
     "max_pool1d",
     "max_pool2d",
     "max_unpool2d",

@@ -1,4 +1,4 @@
-"""PyTorch's own batch normalisation as ordinary rows."""
+"""PyTorch's own normalisations as ordinary rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastconv.registry import Kernel
 
 DEVICES = ("cpu", "cuda")
 EPS = 1e-5  # where a caller gives none
+RESPONSE = (1e-4, 0.75, 1.0)  # alpha, beta and k of a local response norm, likewise
 aten = torch.ops.aten
 
 
@@ -19,6 +20,8 @@ def rows() -> list[Kernel]:
         Kernel("batchnorm2d/fprop_aten", "batchnorm2d", "fprop", DEVICES, _refuses, fprop),
         Kernel("batchnorm2d/dgrad_aten", "batchnorm2d", "dgrad", DEVICES, _refuses, dgrad),
         Kernel("batchnorm2d/wgrad_aten", "batchnorm2d", "wgrad", DEVICES, _refuses, wgrad),
+        Kernel("lrn2d/fprop_aten", "lrn2d", "fprop", DEVICES, _refuses_response, response_fprop),
+        Kernel("lrn2d/dgrad_aten", "lrn2d", "dgrad", DEVICES, _refuses_response, response_dgrad),
     ]
 
 
@@ -26,6 +29,12 @@ def _refuses(problem: Problem) -> str | None:
     if problem.residual or problem.activation != "none" or problem.out_channels:
         return "PyTorch's operator has no residual, no activation and no channel slice."
     return None
+
+
+def _refuses_response(problem: Problem) -> str | None:
+    if problem.dtype in ("f16", "bf16"):
+        return f"PyTorch averages over channels in float and double, but the problem is in {problem.dtype}."
+    return _refuses(problem)
 
 
 def fprop(
@@ -78,3 +87,24 @@ def wgrad(problem: Problem, *, y: Tensor, x: Tensor, mean: Tensor, variance: Ten
     """``aten::native_batch_norm_backward`` asked for the gradients of weight and bias alone, shape (2, C)."""
     _, dw, db = _backward(problem, y, x, None, mean, variance, eps, [False, True, True])
     return torch.stack([dw, db]).to(mean.dtype)
+
+
+def response_fprop(problem: Problem, *, x: Tensor, response: tuple[float, float, float] = RESPONSE) -> Tensor:
+    """``torch.nn.functional.local_response_norm``, a composite of PyTorch's operators."""
+    return torch.nn.functional.local_response_norm(x, problem.size, *response)
+
+
+def _mean(problem: Problem, t: Tensor, before: int) -> Tensor:
+    """The mean of ``size`` channels, ``before`` of them in front of each; what is outside counts as zero."""
+    padded = torch.nn.functional.pad(t[:, None], (0, 0, 0, 0, before, problem.size - 1 - before))
+    return torch.nn.functional.avg_pool3d(padded, (problem.size, 1, 1), stride=1)[:, 0]
+
+
+def response_dgrad(
+    problem: Problem, *, y: Tensor, x: Tensor, response: tuple[float, float, float] = RESPONSE
+) -> Tensor:
+    """The gradient in PyTorch's operators, which have none for it."""
+    alpha, beta, k = response
+    s = _mean(problem, x * x, problem.size // 2) * alpha + k
+    far = _mean(problem, y * x * s.pow(-beta - 1), (problem.size - 1) // 2)
+    return y * s.pow(-beta) - 2 * alpha * beta * x * far

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastconv import settings
 from fastconv._native import C
-from fastconv.kernels.aten_norm import EPS
+from fastconv.kernels.aten_norm import EPS, RESPONSE
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -49,8 +49,9 @@ def _run(
     variance: Tensor | None = None,
     stats: Tensor | None = None,
     eps: float = EPS,
+    response: tuple[float, float, float] = RESPONSE,
     threads: int = 0,
 ) -> Tensor:
     """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses."""
-    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, eps, threads)
+    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, eps, response, threads)
     return out

@@ -1,4 +1,4 @@
-"""torch.nn's convolutions, pools and batch norms on fastconv's kernels: subclasses that change the forward call alone.
+"""torch.nn's convolutions, pools and norms on fastconv's kernels: subclasses that change the forward call alone.
 
 Construction, parameters, state_dict, repr, hooks and pickling are torch's. ``LAYERS`` is the one table of what replaces
 what; a class enters it where it is defined.
@@ -204,6 +204,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` on fastconv's kernels."""
 
     forward = _batch_norm
+
+
+@_layer
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """:class:`torch.nn.LocalResponseNorm` on fastconv's kernels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
 
 
 __all__ = [cls.__name__ for cls in LAYERS.values()]

@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Every convolution, pool and batch norm of a model, in the model's order; ``str(report)`` is a table."""
+    """Every convolution, pool and norm of a model, in the model's order; ``str(report)`` is a table."""
 
     rows: tuple[Row, ...]
     dry_run: bool = False

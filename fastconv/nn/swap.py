@@ -32,7 +32,7 @@ Filter = Callable[[nn.Module, str], bool]
 def swap(
     model: nn.Module, filter_fn: Filter | None = None, dry_run: bool = False, *, example_inputs: Any = None
 ) -> Report:
-    """Lets a model's convolutions, pools and batch norms run on fastconv's kernels, in place; see :func:`restore`.
+    """Lets a model's convolutions, pools and norms run on fastconv's kernels, in place; see :func:`restore`.
 
     model: any module; it may itself be a convolution.
     filter_fn: ``filter_fn(module, name)`` is asked for every layer that could be swapped; False keeps it.
@@ -101,12 +101,12 @@ def _base(module: nn.Module) -> type:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is a convolution, pool or batch norm: torch's, derived from torch's, scripted or quantized."""
+    """Whether it is a convolution, pool or norm of a kind we have: torch's, derived from it, scripted or quantized."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(cls.__name__ == module.original_name for cls in LAYERS)
     ours = (conv.__name__, pooling.__name__, batchnorm.__name__)
     return any(
-        cls.__module__ in ours or (cls.__module__.startswith(_QUANTIZED) and "Conv" in cls.__name__)
+        cls.__module__ in ours or cls in LAYERS or (cls.__module__.startswith(_QUANTIZED) and "Conv" in cls.__name__)
         for cls in type(module).__mro__
     )
 

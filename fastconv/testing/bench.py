@@ -19,7 +19,7 @@ from fastconv.profiling import machine, timer
 from fastconv.profiling.roofline import Ceilings
 from fastconv.profiling.timer import Timing
 from fastconv.registry import Kernel
-from fastconv.testing import check_norm, inputs, oracle, peer
+from fastconv.testing import inputs, norm_case, oracle, peer
 
 # FLOPs beyond which the scalar references are left out: they would take a second and more a call.
 REFERENCE_LIMIT = 1e8
@@ -145,7 +145,7 @@ def _blank(problem: Problem) -> Tensor:
     if problem.out_channels:
         shape[1] = problem.out_channels
     if problem.is_norm and name == "w":
-        return torch.empty(shape, dtype=check_norm.arithmetic(problem), device="meta")
+        return torch.empty(shape, dtype=norm_case.arithmetic(problem), device="meta")
     blank = torch.empty(shape, dtype=inputs.DTYPES[problem.dtype], device="meta")
     return blank.contiguous(memory_format=inputs.memory_format(problem))
 

@@ -1,10 +1,9 @@
-"""One check of one batch normalisation kernel on one problem: guarded buffers and the float64 oracle, by equality where
+"""One check of one normalisation kernel on one problem: guarded buffers and the float64 oracle, by equality where
 integers make every step exact, else within a bound.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -13,56 +12,20 @@ from torch import Tensor
 from fastconv import reference_norm
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
-from fastconv.testing import guard, tolerances
-from fastconv.testing.inputs import DTYPES, memory_format, shapes
+from fastconv.testing import check_lrn, guard, tolerances
+from fastconv.testing.inputs import DTYPES, memory_format
+from fastconv.testing.norm_case import EPS, SHIFT, STEPS, Case, activation, arithmetic, values
 
-# integers: small ones, variances whose roots are powers of two and no eps, so that all but training is exact;
-# normal: real values; shifted: channels whose mean is a hundred times their deviation.
-KINDS = ("integers", "normal", "shifted")
-EPS = 1e-5
-SHIFT = 100.0
 _REST = (0, 2, 3)
-STEPS = 8  # roundings of a result beside those of its sums: root, quotient, scale, shift, multiply-add, epilogue
-
-
-@dataclass(frozen=True)
-class Case:
-    """Operands of a kernel's run() in the problem's layout, what it must write, and how far it may be off.
-
-    expected, allowed: of ``out``; ``stats`` and ``stats_allowed``: of the pair a kernel writes beside it, or None.
-    size: the sum of absolute terms of each element of ``out``.
-    """
-
-    tensors: dict[str, Tensor]
-    eps: float
-    expected: Tensor
-    allowed: Tensor
-    stats: Tensor | None
-    stats_allowed: Tensor | None
-    size: Tensor
-
-
-def arithmetic(problem: Problem) -> torch.dtype:
-    """The dtype of what has one value a channel."""
-    return torch.float64 if problem.dtype == "f64" else torch.float32
-
-
-def _values(shape: tuple[int, ...], kind: str, generator: torch.Generator) -> Tensor:
-    if kind == "integers":
-        return torch.randint(-2, 3, shape, generator=generator).double()
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return values + SHIFT if kind == "shifted" and len(shape) > 1 else values
 
 
 @lru_cache(maxsize=1)  # every kernel of one algorithm is held against one result
 def case(problem: Problem, kind: str, seed: int, affine: bool = True) -> Case:
     """The same for the same arguments."""
+    if problem.op == "lrn2d":
+        return check_lrn.case(problem, kind, seed)
     generator = torch.Generator().manual_seed(seed)
     exact, wide, channels = kind == "integers", arithmetic(problem), (problem.c,)
-
-    def activation() -> Tensor:
-        values = _values(shapes(problem)["x"], kind, generator).to(DTYPES[problem.dtype])
-        return values.contiguous(memory_format=memory_format(problem))
 
     def root() -> Tensor:
         if exact:
@@ -70,23 +33,23 @@ def case(problem: Problem, kind: str, seed: int, affine: bool = True) -> Case:
         return 0.5 + torch.rand(channels, generator=generator, dtype=torch.float64)
 
     eps = 0.0 if exact and not (problem.training and problem.pass_ == "fprop") else EPS
-    tensors = {"x": activation()}
+    tensors = {"x": activation(problem, kind, generator)}
     if affine and problem.pass_ != "wgrad":
-        tensors["w"] = _values(channels, kind, generator).to(wide)
+        tensors["w"] = values(channels, kind, generator).to(wide)
         if problem.pass_ == "fprop":
-            tensors["bias"] = _values(channels, kind, generator).to(wide)
+            tensors["bias"] = values(channels, kind, generator).to(wide)
     if problem.pass_ != "fprop":
-        tensors["y"] = activation() - (SHIFT if kind == "shifted" else 0)
+        tensors["y"] = activation(problem, kind, generator) - (SHIFT if kind == "shifted" else 0)
         if problem.training and not exact:
             mean, variance = reference_norm.statistics(tensors["x"])
         else:
-            mean, variance = _values((1, *channels), kind, generator)[0], root().square()
+            mean, variance = values((1, *channels), kind, generator)[0], root().square()
         tensors |= {"mean": mean.to(wide), "variance": variance.to(wide)}
         return _gradient_case(problem, tensors, eps, exact)
     if problem.residual:
-        tensors["residual"] = activation()
+        tensors["residual"] = activation(problem, kind, generator)
     if not problem.training:
-        tensors |= {"mean": _values((1, *channels), kind, generator)[0].to(wide), "variance": root().square().to(wide)}
+        tensors |= {"mean": values((1, *channels), kind, generator)[0].to(wide), "variance": root().square().to(wide)}
     return _forward_case(problem, tensors, eps, exact)
 
 
@@ -130,7 +93,7 @@ def _forward_case(problem: Problem, tensors: dict[str, Tensor], eps: float, exac
     allowed = tolerances.allowed(problem.dtype, terms + STEPS, "direct", size, expected)
     if exact and not problem.training and problem.activation in ("none", "relu", "relu6"):
         allowed = torch.zeros_like(size)
-    return Case(tensors, eps, expected, allowed, stats, stats_allowed, size)
+    return Case(tensors, {"eps": eps}, expected, allowed, stats, stats_allowed, size)
 
 
 def _gradient_case(problem: Problem, tensors: dict[str, Tensor], eps: float, exact: bool) -> Case:
@@ -142,7 +105,7 @@ def _gradient_case(problem: Problem, tensors: dict[str, Tensor], eps: float, exa
     sizes = torch.stack([(dy.double().abs() * off).sum(_REST), dy.double().abs().sum(_REST)])
     pair_allowed = torch.zeros_like(pair) if exact else _channel_bound(problem, _count(problem)) * sizes
     if problem.pass_ == "wgrad":
-        return Case(tensors, eps, pair, pair_allowed, None, None, sizes)
+        return Case(tensors, {"eps": eps}, pair, pair_allowed, None, None, sizes)
     size, terms = dy.double().abs(), 0
     if problem.training:
         terms = _count(problem)
@@ -151,7 +114,7 @@ def _gradient_case(problem: Problem, tensors: dict[str, Tensor], eps: float, exa
     allowed = _bound(problem, terms) * size + torch.finfo(DTYPES[problem.dtype]).tiny
     if exact and not problem.training:
         allowed = torch.zeros_like(size)
-    return Case(tensors, eps, dx, allowed, pair, pair_allowed, size)
+    return Case(tensors, {"eps": eps}, dx, allowed, pair, pair_allowed, size)
 
 
 def check_norm(
@@ -166,7 +129,7 @@ def check_norm(
 ) -> None:
     """Runs a native kernel between guards; AssertionError with one sentence when anything is wrong.
 
-    kind: which data, one of ``KINDS``. affine: with weight and bias.
+    kind: which data, one of ``norm_case.KINDS``. affine: with weight and bias.
     offset: elements by which every buffer is off alignment.
     """
     run = case(problem, kind, seed, affine)
@@ -180,7 +143,7 @@ def check_norm(
     if run.stats is not None:
         stats = guard.GuardedOutput(tuple(run.stats.shape), arithmetic(problem), offset=offset)
         tensors["stats"] = stats.tensor
-    kernel.run(problem, out=out.tensor, threads=threads, eps=run.eps, **tensors)
+    kernel.run(problem, out=out.tensor, threads=threads, **run.numbers, **tensors)
     for name, buffer, expected, allowed in (
         ("the result", out, run.expected, run.allowed),
         ("the channels' pair", stats, run.stats, run.stats_allowed),

@@ -97,8 +97,8 @@ def _candidate(rng: random.Random, pass_: str) -> Problem | None:
 class Tally:
     """How many checks each kernel passed: on integers, by equality, and on real values, within the error bound.
 
-    The results of average pools and of norms in training are rounded quotients of exact sums; they count as integers,
-    within their bound.
+    The results of average pools, of batch norms in training and of local response norms are rounded quotients of exact
+    sums; they count as integers, within their bound.
     """
 
     exact: Counter[str] = field(default_factory=Counter)
@@ -172,6 +172,8 @@ def _problem_for(rng: random.Random, rows: list[Kernel]) -> Problem:
             problem = random_problem(rng, pass_=pass_)
         elif op == "batchnorm2d":
             problem = fuzz_norm.random_problem(rng, pass_)
+        elif op == "lrn2d":
+            problem = fuzz_norm.random_response(rng, pass_)
         else:
             problem = fuzz_pool.random_problem(rng, op, pass_)
         if any(kernel.refuses(problem) is None for kernel in rows):

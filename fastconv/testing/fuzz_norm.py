@@ -1,4 +1,4 @@
-"""Random batch normalisation problems for :mod:`fastconv.testing.fuzz`."""
+"""Random normalisation problems for :mod:`fastconv.testing.fuzz`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastconv.problem import Problem
 
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 129, 130, 257, 520)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 17, 28, 33, 56, 100)
+WINDOWS = (1, 2, 3, 4, 5, 5, 7, 8, 11, 20)
 ACTIVATIONS = ("none", "relu", "relu6")
 MAX_ELEMENTS = 60_000  # beyond several blocks of either layout
 
@@ -24,3 +25,16 @@ def random_problem(rng: random.Random, pass_: str) -> Problem:
     if pass_ != "fprop" or rng.random() < 0.5:
         return problem
     return problem.replace(residual=rng.random() < 0.5, activation=rng.choice(ACTIVATIONS))
+
+
+def random_response(rng: random.Random, pass_: str) -> Problem:
+    """Any local response norm of this pass; windows may be wider than there are channels."""
+    problem = random_problem(rng, pass_)
+    size = rng.choice(WINDOWS)
+    return Problem(f"lrn2d_n{problem.n}c{problem.c}h{problem.h.size}w{problem.w.size}_size{size}_f32nhwc").replace(
+        pass_=pass_,
+        dtype=problem.dtype,
+        layout=problem.layout,
+        residual=problem.residual,
+        activation=problem.activation,
+    )

@@ -123,14 +123,16 @@ def _huge(problem: Problem, **tensors: Tensor) -> Tensor:
 
 
 def _ask_norm(problem: Problem) -> Oracle:
-    from fastconv.testing import check_norm
+    from fastconv.testing import check_norm, norm_case
 
     case = check_norm.case(problem, "normal", SEED)
     tensors = dict(case.tensors)
     if case.stats is not None:
-        tensors["stats"] = torch.empty_like(case.stats, dtype=check_norm.arithmetic(problem))
-    # The exact result may hold more terms than a sum has: a training batch counts in every element.
-    terms = problem.n * problem.h.size * problem.w.size + check_norm.STEPS
+        tensors["stats"] = torch.empty_like(case.stats, dtype=norm_case.arithmetic(problem))
+    if problem.op == "lrn2d":  # the bound of its gradient
+        terms = 2 * (min(problem.size, problem.c) + norm_case.STEPS)
+    else:  # the exact result may hold more terms than a sum has: a training batch counts in every element
+        terms = problem.n * problem.h.size * problem.w.size + norm_case.STEPS
     return Oracle(problem, tensors, case.expected, case.size, terms, "fastconv.reference_norm in float64")
 
 

@@ -52,6 +52,8 @@ def fprop(problem: Problem, tensors: Tensors, namespace: ModuleType) -> Call | N
             function, training, (mean, variance) = namespace.batch_norm, problem.training, _running(problem, tensors)
             weight, bias = tensors.get("w"), tensors.get("bias")
             return lambda: function(x, mean, variance, weight, bias, training, MOMENTUM, EPS)
+        case "lrn2d":
+            return partial(namespace.local_response_norm, x, problem.size, *aten_norm.RESPONSE)
     return None
 
 
@@ -82,6 +84,8 @@ def backward(problem: Problem, tensors: Tensors, of_transposed: bool = False) ->
         return None
     if problem.is_conv:
         return _conv_backward(problem, tensors, of_transposed)
+    if problem.op == "lrn2d":
+        return _response_backward(problem, tensors)
     if problem.is_norm:
         return _norm_backward(problem, tensors)
     window, stride, padding, dilation = _geometry(problem)
@@ -126,6 +130,14 @@ def _norm_backward(problem: Problem, tensors: Tensors) -> Call:
     return call if problem.pass_ == "dgrad" else lambda: torch.stack(call()[1:])
 
 
+def _response_backward(problem: Problem, tensors: Tensors) -> Call:
+    """torch has no operator for it: what autograd runs, after the forward pass has kept what it keeps."""
+    with torch.enable_grad():
+        x = tensors["x"].detach().requires_grad_()
+        y = torch.nn.functional.local_response_norm(x, problem.size, *aten_norm.RESPONSE)
+    return lambda: torch.autograd.grad(y, x, tensors["y"], retain_graph=True)[0]
+
+
 def own_backward(problem: Problem, tensors: Tensors) -> Call | None:
     """The call our autograd makes for the problem, and for ``conv_transpose2d``, whose gradients are other passes of
     the same convolution; None as for :func:`backward`.
@@ -146,6 +158,9 @@ def own_backward(problem: Problem, tensors: Tensors) -> Call | None:
                 return partial(op.conv2d_dgrad.default, dy, w, None, size, *geometry)
             case "wgrad":
                 return partial(op.conv2d_wgrad.default, dy, x, window, *geometry)
+    if problem.op == "lrn2d":
+        function = op.local_response_norm_dgrad.default
+        return partial(function, tensors["y"], tensors["x"], problem.size, *aten_norm.RESPONSE)
     if problem.is_norm:
         given = (tensors["mean"], tensors["variance"], problem.training, EPS)
         if problem.pass_ == "dgrad":

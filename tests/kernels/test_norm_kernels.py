@@ -69,7 +69,7 @@ def test_threads_do_not_change_the_result(kernel, dtype):
             out = empty
             if problem.pass_ != "wgrad":
                 out = empty.to(tensors["x"].dtype).contiguous(memory_format=memory_format(problem))
-            kernel.run(problem, out=out, threads=threads, eps=given.eps, **tensors)
+            kernel.run(problem, out=out, threads=threads, **given.numbers, **tensors)
             results.append((out, tensors.get("stats", out)))
         for pair in results[1:]:
             assert all(map(torch.equal, results[0], pair)), f"{kernel.name} on {problem}"

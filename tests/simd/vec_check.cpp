@@ -58,6 +58,7 @@ void arithmetic_verbs() {
   binary<A>(
       "fma", [](V a, V b) { return fma(a, b, V::broadcast(1)); },
       [](A a, A b) { return this_isa == Isa::scalar ? a * b + 1 : std::fma(a, b, A(1)); });
+  binary<A>("sqrt", [](V a, V b) { return sqrt(a * b); }, [](A a, A b) { return std::sqrt(a * b); });
   const auto nan_or = [](A a, A b, A chosen) {
     return a != a || b != b ? std::numeric_limits<A>::quiet_NaN() : chosen;
   };

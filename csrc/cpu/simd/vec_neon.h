@@ -88,6 +88,8 @@ struct Vec<double> {
 
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+inline Vec<float> sqrt(Vec<float> a) { return {vsqrtq_f32(a.v)}; }
+inline Vec<double> sqrt(Vec<double> a) { return {vsqrtq_f64(a.v)}; }
 
 // These instructions give NaN when either operand is NaN.
 inline Vec<float> max(Vec<float> a, Vec<float> b) { return {vmaxq_f32(a.v, b.v)}; }

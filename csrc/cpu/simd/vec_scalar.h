@@ -70,6 +70,11 @@ Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   for (int i = 0; i < Vec<T>::lanes; ++i) c.v[i] = a.v[i] * b.v[i] + c.v[i];
   return c;
 }
+template <class T>
+Vec<T> sqrt(Vec<T> a) {
+  for (int i = 0; i < Vec<T>::lanes; ++i) a.v[i] = std::sqrt(a.v[i]);
+  return a;
+}
 // NaN in either operand gives NaN, as torch's max and relu do.
 template <class T>
 Vec<T> max(Vec<T> a, Vec<T> b) {
