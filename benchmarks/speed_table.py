@@ -22,6 +22,7 @@ from fastconv.testing import speed
 FOLDER = Path(__file__).parent / "results"
 MARKS = ("<!-- speed-table -->", "<!-- /speed-table -->")
 SECONDS = 0.05
+PATIENCE = 600  # seconds to wait, all in all, for cores that are near each other
 
 
 def insert(readme: Path, tables: str) -> None:
@@ -59,7 +60,7 @@ def main() -> int:
     machine, jobs = this_machine(), {pass_: speed.work(pass_, options.networks) for pass_ in options.passes}
     folder = options.output or FOLDER / machine.slug
     folder.mkdir(parents=True, exist_ok=True)
-    tables, wrong = [], 0
+    tables, wrong, patience = [], 0, speed.Patience(PATIENCE)
     with Progress(transient=True) as bar:
         task = bar.add_task("measuring", total=sum(map(len, jobs.values())))
         ceilings = roofline.ceilings()
@@ -69,7 +70,7 @@ def main() -> int:
             for job, counts in work.items():
                 bar.update(task, description=f"{pass_} {job.problem}")
                 try:
-                    layers.append(speed.time_job(job, counts, ceilings, options.seconds))
+                    layers.append(speed.time_job(job, counts, ceilings, options.seconds, patience))
                 except RuntimeError as error:
                     bar.console.print(f"WRONG {error}", style="red", highlight=False)
                     wrong += 1

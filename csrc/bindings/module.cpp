@@ -3,7 +3,9 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <atomic>
 #include <chrono>
+#include <optional>
 
 #include "conv_python.h"
 #include "core/cpu_features.h"
@@ -193,6 +195,27 @@ std::vector<std::pair<double, double>> fma_burst(const std::string& isa, bool wi
   return runs;
 }
 
+// Seconds in which two threads of the pool answer each other once; none where there is one, or one does not answer.
+std::optional<double> round_trip(int64_t rounds) {
+  constexpr auto patience = std::chrono::seconds(1);
+  py::gil_scoped_release release;
+  const TorchParallel parallel;
+  std::atomic<int64_t> turn = 0;
+  std::atomic<bool> failed = parallel.threads() < 2;
+  const auto start = std::chrono::steady_clock::now();
+  if (!failed)
+    parallel(2, [&](int64_t mine, int64_t end, int) {
+      if (end - mine > 1) failed = true;
+      for (int64_t i = 0; i < rounds && !failed; ++i) {
+        while (turn.load(std::memory_order_acquire) != 2 * i + mine && !failed)
+          if (std::chrono::steady_clock::now() - start > patience) failed = true;
+        turn.store(2 * i + mine + 1, std::memory_order_release);
+      }
+    });
+  if (failed) return {};
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / static_cast<double>(rounds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -226,6 +249,7 @@ PYBIND11_MODULE(_C, m) {
   add_conv_functions(m);
   add_norm_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
+  m.def("round_trip", &round_trip, py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });
 }
 

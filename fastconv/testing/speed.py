@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from time import sleep
 
 import torch
 
 from fastconv import dispatch
 from fastconv.problem import Problem
 from fastconv.profiling import timer
-from fastconv.profiling.machine import Machine, threads_are_bound
+from fastconv.profiling.machine import NEAR, Machine, round_trip, threads_are_bound
 from fastconv.profiling.roofline import Ceilings
 from fastconv.profiling.timer import Timing
 from fastconv.testing import bench, corpus, oracle, peer, summary
@@ -38,6 +39,8 @@ IMAGE_CHANNELS = 3  # nobody asks for the gradient of an image
 LAYOUTS = {"nhwc": "channels_last", "nchw": "NCHW"}
 WORST = 8  # layers listed by name
 DIGITS = 4  # of a number in a file
+ATTEMPTS = 3  # at a layer during which the cores moved apart
+PAUSE = 0.5  # seconds between two looks at them
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Layer:
     own: Timing
     torch: dict[str, Timing]
     limit: float
+    round_trip: float | None = None  # between two cores, seconds
 
     @property
     def problem(self) -> Problem:
@@ -89,8 +93,31 @@ class Layer:
             "spread": _short(self.own.spread),
             "torch": {layout: _short(timing.median) for layout, timing in self.torch.items()},
             "limit": _short(self.limit),
+            "round_trip": self.round_trip and _short(self.round_trip),
             "standing": _short(self.standing),
         }
+
+
+class Patience:
+    """Seconds that a run may wait, all in all, for cores that are near each other.
+
+    What two cores hand each other takes several times as long where they share no cache, and a virtual machine's move
+    while it runs. Waiting depends on the round trip alone, never on what a kernel's time turns out to be.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def wait(self) -> None:
+        """Until they are near, or nothing is left."""
+        while self.left > 0 and is_far(round_trip()):
+            sleep(PAUSE)
+            self.left -= PAUSE
+
+
+def is_far(trip: float | None) -> bool:
+    """Whether cores that answer each other in this time share no cache."""
+    return trip is not None and trip > NEAR
 
 
 def _short(value: float) -> float:
@@ -127,8 +154,13 @@ def work(pass_: str, networks: Iterable[str] = NETWORKS) -> dict[Job, dict[str, 
 
 
 @torch.no_grad()
-def time_job(job: Job, counts: dict[str, int], ceilings: Ceilings, seconds: float) -> Layer:
-    """Checks both sides and times them in turns, ``seconds`` each. RuntimeError when a result is wrong."""
+def time_job(
+    job: Job, counts: dict[str, int], ceilings: Ceilings, seconds: float, patience: Patience | None = None
+) -> Layer:
+    """Checks both sides and times them in turns, ``seconds`` each, while the cores are near each other as long as there
+    is patience. RuntimeError when a result is wrong.
+    """
+    patience = patience or Patience(0)
     problem, exact = job.problem, oracle.ask(job.problem)
     kernel = dispatch.plan(problem).name
     calls = {}
@@ -143,10 +175,15 @@ def time_job(job: Job, counts: dict[str, int], ceilings: Ceilings, seconds: floa
             if wrong:
                 raise RuntimeError(f"{name} on {problem}: {wrong}")
             calls[side] = call
-    timings = timer.in_turns(calls, seconds)
+    for _ in range(ATTEMPTS):
+        patience.wait()
+        timings = timer.in_turns(calls, seconds)
+        trip = round_trip()
+        if not is_far(trip) or patience.left <= 0:
+            break
     own = timings.pop("own")
     torchs = {side.removeprefix("torch "): timing for side, timing in timings.items()}
-    return Layer(job, counts, kernel, own, torchs, ceilings.limit(problem))
+    return Layer(job, counts, kernel, own, torchs, ceilings.limit(problem), trip)
 
 
 def _ms(seconds: float) -> str:
@@ -204,5 +241,8 @@ def markdown(pass_: str, layers: Sequence[Layer]) -> str:
             pools = [x for x in layers if not x.problem.is_conv and (x.problem.layout, x.problem.n) == (layout, batch)]
             add(f"pools of all, {name}, batch {batch}", [(x, sum(x.counts.values())) for x in pools])
     worst = sorted(layers, key=lambda layer: layer.standing)[:WORST]
+    far = sum(is_far(layer.round_trip) for layer in layers)
+    if far:
+        lines += ["", f"{far} of {len(layers)} layers were measured on cores that share no cache."]
     lines += ["", "Worst: " + ", ".join(f"`{x.problem}` {x.standing:.2f}x" for x in worst) + "."]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import torch
 
 import fastconv.functional
 from fastconv.problem import Problem
-from fastconv.profiling import roofline, timer
+from fastconv.profiling import machine, roofline, timer
 from fastconv.profiling.machine import this_machine
 from fastconv.profiling.roofline import Ceilings
 from fastconv.profiling.timer import Timing
@@ -143,7 +143,41 @@ def test_a_layer_is_short_in_json():
         "torch": {"nhwc": 0.6667, "nchw": 1.0},
         "limit": 0.1429,
         "standing": 2.0,
+        "round_trip": None,
     }
+
+
+def test_a_layer_is_timed_again_when_the_cores_have_moved_apart(monkeypatch):
+    near, apart = speed.NEAR / 2, speed.NEAR * 2
+    trips, timed = [apart, near, apart, near, near], []
+    honest = timer.in_turns
+    monkeypatch.setattr(speed, "round_trip", lambda: trips.pop(0))
+    monkeypatch.setattr(speed, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timer, "in_turns", lambda *arguments: timed.append(1) or honest(*arguments))
+    patience = speed.Patience(10)
+    layer = speed.time_job(Job(CONV, False), {"a": 1}, CEILINGS, 1e-4, patience)
+    assert (len(timed), trips, layer.round_trip) == (2, [], near)
+    assert patience.left == 10 - speed.PAUSE
+    assert "share no cache" not in speed.markdown("fprop", [layer])
+
+
+def test_without_patience_the_table_tells_of_far_cores(monkeypatch):
+    monkeypatch.setattr(speed, "round_trip", lambda: 2 * speed.NEAR)
+    monkeypatch.setattr(speed, "sleep", lambda seconds: pytest.fail("It waited."))
+    layer = speed.time_job(Job(CONV, False), {"a": 1}, CEILINGS, 1e-4)
+    assert "1 of 1 layers were measured on cores that share no cache." in speed.markdown("fprop", [layer])
+
+
+def test_threads_answer_each_other():
+    """One has nobody to ask; two may be late on a busy machine, and are given up."""
+    trip = machine.round_trip()
+    assert trip is None or trip > 0
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert machine.round_trip() is None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def script():
