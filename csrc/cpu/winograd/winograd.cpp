@@ -87,12 +87,13 @@ class Winograd {
   }
 
   void run_by_tiles() const {
-    parallel_(s_.panels * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
+    const int64_t parts = divide_up(s_.channels, packed_depth);
+    parallel_(s_.panels * parts, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t panel = i / s_.chunks, first = i % s_.chunks * depth_chunk;
+        const int64_t panel = i / parts, first = i % parts * packed_depth;
         const int64_t width = s_.vectors(panel) * lanes;
-        filter(mine, panel, first, std::min(depth_chunk, s_.channels - first),
+        filter(mine, panel, first, std::min(packed_depth, s_.channels - first),
                work_.filter + panel * s_.channels * s_.width + first * width);
       }
     });
