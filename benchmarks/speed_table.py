@@ -22,7 +22,7 @@ from fastconv.testing import speed
 FOLDER = Path(__file__).parent / "results"
 MARKS = ("<!-- speed-table -->", "<!-- /speed-table -->")
 SECONDS = 0.05
-PATIENCE = 600  # seconds to wait, all in all, for cores that are near each other
+PATIENCE = 600  # seconds
 
 
 def insert(readme: Path, tables: str) -> None:
@@ -54,13 +54,16 @@ def main() -> int:
     parser.add_argument("--passes", type=one_of(passes), default=list(passes), help=f"of {','.join(passes)}")
     parser.add_argument("--networks", type=one_of(networks), default=list(networks), help=f"of {','.join(networks)}")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing for each side of each layer")
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds to wait, all in all, for cores that share a cache"
+    )
     parser.add_argument("--readme", type=Path, help="a file whose speed tables are replaced")
     parser.add_argument("--output", type=Path, help="folder of the results instead of benchmarks/results/<machine>")
     options = parser.parse_args()
     machine, jobs = this_machine(), {pass_: speed.work(pass_, options.networks) for pass_ in options.passes}
     folder = options.output or FOLDER / machine.slug
     folder.mkdir(parents=True, exist_ok=True)
-    tables, wrong, patience = [], 0, speed.Patience(PATIENCE)
+    tables, wrong, patience = [], 0, speed.Patience(options.patience)
     with Progress(transient=True) as bar:
         task = bar.add_task("measuring", total=sum(map(len, jobs.values())))
         ceilings = roofline.ceilings()
