@@ -9,6 +9,7 @@ from torch import nn
 import fastconv
 from fastconv import dispatch
 from fastconv._native import C
+from fastconv.problem import Problem
 
 TEXT = "n2c3h9w8_k4r3s2_p1_f32nhwc"
 X = torch.randn(2, 3, 9, 8)
@@ -94,3 +95,13 @@ def test_an_integer_input_runs_on_torch():
 def test_bad_arguments(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         fastconv.explain(*arguments)
+
+
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("shape", ["n1c0h4w4_k3r3s3", "n1c0h1w1_k3r1s1", "n0c3h4w4_k3r3s3", "n1c3h4w4_k0r3s3"])
+def test_empty_problems_are_explained(shape, pass_):
+    """Sizes, estimates and workspaces of every kernel that accepts one: nothing is divided by a channel."""
+    for dtype in ("f32", "bf16"):
+        for layout in ("nhwc", "nchw"):
+            problem = Problem(f"{shape}_{dtype}{layout}").replace(pass_=pass_)
+            assert str(problem) in str(fastconv.explain(problem))

@@ -149,9 +149,19 @@ std::string refuses(size_t row, const Problem& problem, const std::string& isa_l
 }
 
 // Seconds on a nominal core, or nothing where the kernel leaves the choice to the order of the list.
+// An empty problem costs nothing, and no kernel is asked: their sizes divide by channels and pixels.
+bool is_empty(const Problem& p) {
+  return p.x_elements() == 0 || p.out_pixels() == 0 || (p.is_conv() && (p.y_elements() == 0 || p.w_elements() == 0));
+}
+
+int64_t workspace(size_t row, const Problem& problem, int threads) {
+  return is_empty(problem) ? 0 : cpu_kernels().at(row).body.workspace(problem, threads);
+}
+
 std::optional<double> estimate(size_t row, const Problem& problem, int threads) {
   const Kernel& kernel = cpu_kernels().at(row);
   if (!kernel.body.cost) return std::nullopt;
+  if (is_empty(problem)) return 0;
   return estimated_seconds(kernel.body.cost(problem, threads), threads, nominal_rates(kernel.isa));
 }
 
@@ -224,8 +234,7 @@ PYBIND11_MODULE(_C, m) {
   bind_problem(m);
   m.def("kernels", &kernels, "Every native kernel in order of preference.");
   m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
-  m.def("workspace",
-        [](size_t index, const Problem& p, int threads) { return cpu_kernels().at(index).body.workspace(p, threads); });
+  m.def("workspace", &workspace);
   m.def("estimate", &estimate, py::arg("row"), py::arg("problem"), py::arg("threads"));
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),

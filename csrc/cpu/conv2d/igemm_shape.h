@@ -94,7 +94,7 @@ struct Shape {
  private:
   // Sums of some depths wait in the result for the others, where it holds them exactly and the last cache holds it.
   void choose_chunk(const Problem& p) {
-    chunk = depth;
+    chunk = std::max<int64_t>(1, depth);
     const int64_t result = (p.pass == Pass::dgrad ? p.x_elements() : p.y_elements()) * static_cast<int64_t>(sizeof(T));
     if (!std::is_same_v<T, A> || depth * filter_taps < 2 * chunk_steps || result > machine().l3 / 2) return;
     const int64_t line = cache_line / static_cast<int64_t>(sizeof(E));
