@@ -129,7 +129,8 @@ def train(rank: int, port: int, queue) -> None:
     queue.put((rank, found))
     torch.distributed.barrier()  # a rank that leaves early may take the other's store with it
     queue.close(), queue.join_thread()
-    os._exit(0)  # in an orderly exit gloo's own threads may still abort the process
+    # An orderly exit was once aborted under load, by a thread that is not known yet; test_spawn leaves orderly.
+    os._exit(0)
 
 
 def test_data_parallel_gradients(free_port):
