@@ -17,6 +17,8 @@ struct Operands {
   at::Tensor mean = {}, variance = {}, stats = {};  // of a norm, in the arithmetic type
   double eps = 0;                                   // likewise
   Response response = {};                           // of a local response norm
+  at::Tensor scale = {};                            // of a map2d
+  at::Tensor packed = {};                           // in place of w
   at::Tensor out = {};                              // allocated by execute() when undefined
   at::IntArrayRef w_sizes = {}, w_strides = {};     // of dw, for wgrad
 };
