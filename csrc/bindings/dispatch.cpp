@@ -59,7 +59,7 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
     plan->kernel = std::move(kernel);
   else
     plan->native = &cpu_kernels().at(native.cast<size_t>());
-  plan->serial = problem.flops() < serial_flops && problem.bytes() < serial_bytes;
+  plan->serial = is_serial(problem);
   return {plan, [](const Plan* p) {
             if (p->kernel) {
               py::gil_scoped_acquire lock;
@@ -161,6 +161,8 @@ at::Tensor run(const Plan& plan, const Problem& problem, Operands operands) {
 }
 
 }  // namespace
+
+bool is_serial(const Problem& problem) { return problem.flops() < serial_flops && problem.bytes() < serial_bytes; }
 
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
   Cache& c = cache();

@@ -29,6 +29,9 @@ struct Plan {
   bool serial = false;             // too small to share out among threads
 };
 
+// Whether a problem is too small to share out among threads.
+bool is_serial(const Problem& problem);
+
 // The plan for a problem on a device type; asks the planner on the first call. The reference is valid until
 // clear_plans(), which dispatch.py calls when the configuration changes.
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device);

@@ -14,6 +14,7 @@
 #include "dispatch.h"
 #include "memory.h"
 #include "parallel.h"
+#include "program.h"
 
 namespace fastconv {
 
@@ -252,6 +253,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = FASTCONV_TORCH_VERSION;
   bind_axis(m);
   bind_problem(m);
+  bind_program(m);
   m.def("kernels", &kernels, "Every native kernel in order of preference.");
   m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
   m.def("workspace", &workspace);
