@@ -1,5 +1,5 @@
 """Whole networks as plans: capture, passes, lowering to one program over one arena."""
 
-from fastconv.graph.optimize import Optimized, optimize
+from fastconv.graph.optimize import Optimized, load_plan, optimize
 
-__all__ = ["Optimized", "optimize"]
+__all__ = ["Optimized", "load_plan", "optimize"]

@@ -1,4 +1,4 @@
-"""Takes writes out of an exported program: ``relu_(x)`` becomes ``relu(x)``, whose result stands for x from there on."""
+"""Takes writes out of an exported program: the result of ``relu_(x)`` stands for x from there on."""
 
 from __future__ import annotations
 
@@ -57,4 +57,11 @@ def _reads(node: fx.Node) -> bool:
 
 
 # Operators whose results share memory with their argument sometimes, which their schemas do not say.
-_MAY_ALIAS = {"aten::dropout", "aten::contiguous", "aten::reshape", "aten::flatten", "aten::to", "aten::feature_dropout"}
+_MAY_ALIAS = {
+    "aten::dropout",
+    "aten::contiguous",
+    "aten::reshape",
+    "aten::flatten",
+    "aten::to",
+    "aten::feature_dropout",
+}

@@ -35,7 +35,9 @@ class Network:
         node.meta = {"val": value}
         return node
 
-    def replace(self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> fx.Node:
+    def replace(
+        self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> fx.Node:
         """Puts a call in the place of a node."""
         with self.graph.inserting_before(node):
             call = self.graph.call_function(function, args, options)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from fastconv.graph import operators
-from fastconv.graph.lower import DTYPES, LOWER
 from fastconv.graph.network import Network
+from fastconv.graph.rules import LOWER
 from fastconv.graph.translate import dtype
+from fastconv.graph.values import DTYPES
 
 LAYERS = (operators.conv2d, operators.conv_transpose2d, operators.linear, operators.max_pool2d, operators.avg_pool2d)
 
@@ -76,6 +77,8 @@ def _can(network: Network, node: fx.Node) -> bool:
 
 def _part(group: list[fx.Node], planned: bool) -> Part:
     inside = set(group)
-    sources = (n for node in group for n in node.all_input_nodes if n not in inside and not (planned and n.op == "get_attr"))
+    sources = (
+        n for node in group for n in node.all_input_nodes if n not in inside and not (planned and n.op == "get_attr")
+    )
     outputs = (node for node in group if any(user not in inside for user in node.users))
     return Part(tuple(group), planned, tuple(dict.fromkeys(sources)), tuple(outputs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastconv import dispatch
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
+from fastconv.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,26 @@ class NoKernel(RuntimeError):
     """No kernel of this library runs a step; the message has their sentences."""
 
 
-def by_estimate(problem: Problem) -> Selection:
+def by_estimate(problem: Problem, active: Settings) -> Selection:
     """The kernel with the least estimate of those that take the filter packed, or as it is."""
-    found = [s for s in (_best(p) for p in _forms(problem)) if s is not None]
+    found = [s for s in (_best(p, active) for p in _forms(problem)) if s is not None]
     if not found:
-        rows = [f"{row.kernel.name}: {row.reason}" for row in candidates(problem)]
+        rows = [f"{row.kernel.name}: {row.reason}" for row in candidates(problem, active)]
         raise NoKernel(f"No kernel runs {problem} in a plan. " + " ".join(rows))
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def candidates(problem: Problem) -> list[dispatch.Candidate]:
+def candidates(problem: Problem, active: Settings) -> list[dispatch.Candidate]:
     """What eager mode would consider, without PyTorch's operators: a plan runs native kernels."""
-    return [row for row in dispatch.candidates(problem) if row.kernel.native is not None]
+    return [row for row in dispatch.candidates(problem, active=active) if row.kernel.native is not None]
 
 
 def _forms(problem: Problem) -> list[Problem]:
     return [problem.replace(packed=True), problem] if problem.is_conv else [problem]
 
 
-def _best(problem: Problem) -> tuple[float, Selection] | None:
-    accepting = [row for row in candidates(problem) if row.reason is None]
+def _best(problem: Problem, active: Settings) -> tuple[float, Selection] | None:
+    accepting = [row for row in candidates(problem, active) if row.reason is None]
     if not accepting:
         return None
     best = dispatch.cheapest(accepting)

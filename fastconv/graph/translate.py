@@ -157,7 +157,7 @@ def _first_result(a: Arguments) -> fx.Node | None:
 
 def _activation(name: str) -> Rule:
     def activate(a: Arguments) -> Call | None:
-        x = next(iter(a.values()))
+        x = a["self"]
         if dtype(x) is None or not dtype(x).is_floating_point:
             return None
         return Call(operators.map2d, (x,), {"activation": name})
@@ -224,10 +224,8 @@ def _avg_pool2d(a: Arguments) -> Call | None:
         return None
     window = _pair(a["kernel_size"])
     options = {name: a[name] for name in ("ceil_mode", "count_include_pad", "divisor_override")}
-    stride = _pair(a["stride"]) if a["stride"] else window
-    return Call(
-        operators.avg_pool2d, (a["self"],), {"window": window, "stride": stride, "padding": _pair(a["padding"])} | options
-    )  # fmt: skip
+    options |= {"stride": _pair(a["stride"]) if a["stride"] else window, "padding": _pair(a["padding"])}
+    return Call(operators.avg_pool2d, (a["self"],), {"window": window} | options)
 
 
 @rule(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
@@ -300,7 +298,9 @@ def _dropout(a: Arguments) -> fx.Node | None:
     return None if a["train"] and a["p"] > 0 else a["input"] if "input" in a else a["self"]
 
 
-@rule(aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+@rule(
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default
+)
 def _same(a: Arguments) -> fx.Node:
     """Values do not change, and nothing writes into them."""
     return a["self"]

@@ -13,7 +13,8 @@ def run(network: Network) -> None:
             if user.target is not operators.conv2d or user.args[0] is not node:
                 continue
             padding = user.kwargs.get("padding", ((0, 0), (0, 0)))
-            both = tuple(tuple(a + b for a, b in zip(*sides, strict=True)) for sides in zip(around, padding, strict=True))
+            (top, bottom), (left, right) = around
+            (above, below), (before, behind) = padding
             user.args = (node.args[0], *user.args[1:])
-            user.kwargs = user.kwargs | {"padding": both}
+            user.kwargs = user.kwargs | {"padding": ((top + above, bottom + below), (left + before, right + behind))}
     network.drop_unused()

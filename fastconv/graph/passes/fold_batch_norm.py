@@ -65,5 +65,8 @@ def _fold(network: Network, node: fx.Node, scale: Tensor, shift: Tensor) -> None
     # In the weight's own stride order, which kernels read as well as any.
     folded = torch.empty_like(weight).copy_(weight.double() * by_filter)
     name = node.args[1].target
-    constants = [network.constant(node, v, f"{name}.{kind}") for v, kind in ((folded, "folded"), (shift.to(weight.dtype), "shift"))]
+    constants = [
+        network.constant(node, v, f"{name}.{kind}")
+        for v, kind in ((folded, "folded"), (shift.to(weight.dtype), "shift"))
+    ]
     node.args = (node.args[0], *constants)
