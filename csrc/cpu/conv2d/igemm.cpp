@@ -58,9 +58,19 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_operand(p, [&]<class Operand>(Operand) { igemm::Igemm<Operand>(p, args, parallel).run(); });
 }
 
+PackedForm packed_form(const Problem& p) {
+  PackedForm form;
+  with_operand(p, [&]<class Operand>(Operand) { form = igemm::packed_form<Operand>(p); });
+  return form;
+}
+
+void pack(const Problem& p, const Args& args, void* out, const Parallel& parallel) {
+  with_operand(p, [&]<class Operand>(Operand) { igemm::pack<Operand>(p, args, out, parallel); });
+}
+
 }  // namespace
 
-extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run, cost};
-extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run, cost};
+extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run, cost, packed_form, pack};
+extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run, cost, packed_form, pack};
 
 }  // namespace fastconv::FASTCONV_ISA

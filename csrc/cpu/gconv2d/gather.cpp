@@ -23,6 +23,7 @@
 // rows are transposed on the way in and out. cost() knows.
 #include <type_traits>
 
+#include "cpu/scratch.h"
 #include "gather_tile.h"
 
 namespace fastconv::FASTCONV_ISA::grouped {
@@ -84,6 +85,7 @@ struct Shape {
     task_units = divide_up(units.count, wanted);
     pieces = divide_up(units.count, task_units);
   }
+  int64_t filter_elements(const Problem& p) const { return units.count * units.weights(p.taps()); }
   int64_t row_of_ring() const { return chunk * staging.unit(); }
 };
 
@@ -114,7 +116,7 @@ struct Work {
             take<const A*>(at, s.ring), take<int64_t>(at, s.ring)};
   }
   Work(char*& at, const Problem& p, const Shape<A>& s)
-      : packed(take<A>(at, s.units.count * s.units.weights(p.taps()))),
+      : packed(take<A>(at, p.packed ? 0 : s.filter_elements(p))),
         choice(take<int32_t>(at, s.units.deep * s.lanes)),
         columns(take<Columns>(at, phases(p.w, p.pass))) {
     threads = at;
@@ -138,6 +140,7 @@ class Gather {
         shape_(p, parallel.threads()),
         at_(static_cast<char*>(args.workspace)),
         work_(at_, p, shape_),
+        packed_(p.packed ? static_cast<const A*>(args.packed) : work_.packed),
         tail_(p, args),
         source_(static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x)) {
     write_choices(shape_.units, work_.choice);
@@ -150,11 +153,15 @@ class Gather {
     far_ = p.layout == Layout::nhwc && bytes > machine().l2;
   }
 
+  // Every unit, as a packed problem reads them; zeros fill the lanes that hold no channel.
+  void pack(A* out) const {
+    std::fill_n(out, shape_.filter_elements(p_), A(0));
+    pack_all(out);
+  }
+
   void run() const {
     const Units& units = shape_.units;
-    parallel_(units.count, [&](int64_t begin, int64_t end, int) {
-      for (int64_t unit = begin; unit < end; ++unit) pack(unit);
-    });
+    if (!p_.packed) pack_all(work_.packed);
     const int64_t pieces = shape_.pieces;
     parallel_(p_.n * shape_.rows * pieces, [&](int64_t begin, int64_t end, int thread) {
       char* at = work_.threads + thread * work_.thread_bytes;
@@ -175,14 +182,20 @@ class Gather {
  private:
   const Staging& staging() const { return shape_.staging; }
 
+  void pack_all(A* out) const {
+    parallel_(shape_.units.count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t unit = begin; unit < end; ++unit) pack(unit, out);
+    });
+  }
+
   // The filter of a unit as [slice][R][depth][S][lane].
-  void pack(int64_t unit) const {
+  void pack(int64_t unit, A* out) const {
     const Units& u = shape_.units;
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t* step = args_.w_stride;
     const int64_t lane_step = dgrad ? step[1] : step[0], depth_step = dgrad ? step[0] : step[1];
     const T* from = static_cast<const T*>(args_.w) + unit * u.side * p_.filters_per_group() * step[0];
-    A* to = work_.packed + unit * u.weights(p_.taps());
+    A* to = out + unit * u.weights(p_.taps());
     for (int64_t slice = 0; slice < u.slices; ++slice, to += p_.taps() * u.depth * lanes, from += lanes * lane_step) {
       const int used = u.used(unit, slice);
       const int64_t window = p_.w.window;
@@ -194,9 +207,10 @@ class Gather {
           continue;
         }
         if (step[3] == 1 && step[2] == window) {
+          A taps[lanes * lanes];
+          if (used < lanes) std::fill_n(taps, lanes * lanes, A(0));
           for (int64_t d = 0; d < u.depth; ++d)
             for (int64_t t = 0; t < p_.taps(); t += lanes) {
-              A taps[lanes * lanes];
               const int64_t count = std::min(lanes, p_.taps() - t);
               transpose(from + d * depth_step + t, lane_step, int64_t{used}, count, taps, lanes);
               for (int64_t i = 0; i < count; ++i) {
@@ -259,7 +273,7 @@ class Gather {
     const Units& u = shape_.units;
     const int64_t channel = u.first(unit, slice), tap_row = u.depth * p_.w.window * lanes;
     const int used = u.used(unit, slice);
-    const A* packed = work_.packed + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
+    const A* packed = packed_ + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
     for (int64_t residue = 0; residue < phases(p_.w, p_.pass); ++residue) {
       const auto& [w, tile] = work_.columns[residue];
       if (w.count == 0) continue;
@@ -329,6 +343,7 @@ class Gather {
   const Shape<A> shape_;
   char* at_;
   const Work<A> work_;
+  const A* const packed_;
   const Tail<T> tail_;
   const T* source_;
   bool direct_;  // sums are stored as they are
@@ -347,6 +362,27 @@ int64_t gather_workspace(const Problem& p, int threads) {
     bytes = (at - static_cast<char*>(nullptr)) + threads * work.thread_bytes;
   });
   return bytes;
+}
+
+PackedForm packed_form(const Problem& p) {
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    form.bytes = Shape<A>(p, 1).filter_elements(p) * static_cast<int64_t>(sizeof(A));
+  });
+  return form;
+}
+
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true;
+  const Scratch scratch(gather_workspace(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Gather<T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
 }
 
 // Products over whole registers and tiles; the filter is read and written once by packing, the source once by staging,

@@ -78,7 +78,8 @@ struct Cut {
     by_panels = tiles <= most_shared && tiles <= columns && columns > panel_vectors * lanes;
     width = panel_vectors * lanes;
     // A narrow panel is the slower one, an idle thread is slower still.
-    if (columns <= lanes || (by_panels && divide_up(columns, width) < threads)) width = lanes;
+    // A filter packed apart has one layout, whatever the threads.
+    if (columns <= lanes || (by_panels && !p.packed && divide_up(columns, width) < threads)) width = lanes;
     panels = divide_up(columns, width);
     const int64_t fitting = machine().l2 * 3 / 4 / (frequencies * (channels + columns) * element);
     const int64_t wanted = fitting >= enough_tiles ? fitting : wide_block;

@@ -18,6 +18,7 @@ struct Shape : Cut {
   static_assert(panel_vectors == tile_vectors);
 
   Layout layout;
+  bool packed;                    // U comes from without
   int64_t strip;                  // tiles of a register tile
   int64_t chunks;                 // of the depth
   int64_t runs;                   // of one row of tiles
@@ -26,16 +27,19 @@ struct Shape : Cut {
   int64_t filter_step;            // of U, between frequencies
 
   Shape(const Problem& p, int threads) : Cut(p, threads, P::outputs, lanes, sizeof(A)) {
-    layout = p.layout;
+    layout = p.layout, packed = p.packed;
     strip = width == lanes ? max_tile_rows : tile_rows;
     chunks = divide_up(channels, depth_chunk);
     runs = divide_up(w.tiles, run_tiles);
     input_row = spread<A>(round_up(channels, lanes));
     sum_row = spread<A>(by_panels ? width : panels * width);
     input_step = spread<A>(block * input_row), sum_step = spread<A>(block * sum_row);
-    filter_step = spread<A>(by_panels ? std::min(depth_chunk, channels) * width : panels * channels * width);
+    filter_step = spread<A>(whole_filter() ? panels * channels * width : std::min(depth_chunk, channels) * width);
   }
 
+  // Whether U of all panels lies together, [frequency][panel][channel][width]; else a panel's lasts while it is used.
+  bool whole_filter() const { return packed || !by_panels; }
+  int64_t filter_elements() const { return frequencies * filter_step; }
   // Registers of a panel that hold channels.
   int vectors(int64_t panel) const {
     return static_cast<int>(divide_up(std::min(width, columns - panel * width), lanes));
@@ -60,7 +64,7 @@ struct Private {  // one thread's share of the workspace
         sum_rows(arena.take<A*>(s.block)),
         input(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.input_step)),
         sums(arena.take<A>(P::frequencies * s.sum_step)),
-        filter(arena.take<A>(s.by_panels ? P::frequencies * s.filter_step : 0)),
+        filter(arena.take<A>(s.whole_filter() ? 0 : s.filter_elements())),
         packed(arena.take<A>(filter_taps * packed_depth * s.width)),
         tile(arena.take<A>(s.layout == Layout::nchw ? P::outputs * run_tiles * P::outputs * s.width : 0)) {}
 };
@@ -79,7 +83,7 @@ struct Work {
       : zeros(arena.take<A>(s.channels)),
         start(arena.take<A>(s.width)),
         input(arena.take<A>(s.by_panels ? P::frequencies * s.input_step : 0)),
-        filter(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.filter_step)) {
+        filter(arena.take<A>(s.whole_filter() && !s.packed ? s.filter_elements() : 0)) {
     Arena one(nullptr);
     Private<P, T>(one, s);
     thread_bytes = one.used();

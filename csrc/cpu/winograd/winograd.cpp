@@ -39,6 +39,7 @@
 
 #include "cpu/conv2d/pack.h"
 #include "cpu/epilogue.h"
+#include "cpu/scratch.h"
 #include "shape.h"
 #include "simd/transpose.h"
 
@@ -64,11 +65,18 @@ class Winograd {
         tiling_{s_.h.tiles, s_.w.tiles},
         arena_(args.workspace),
         work_(arena_, s_, parallel.threads()),
+        filter_(p.packed ? static_cast<const A*>(args.packed) : work_.filter),
         squares_(static_cast<const T*>(s_.dgrad ? args.y : args.x), p.layout, s_.channels, s_.h, s_.w, P::outputs,
                  work_.zeros) {
     std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
     for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
+  }
+
+  // U of every panel, as a packed problem reads it; zeros fill the last panel and the gaps between frequencies.
+  void pack(A* out) const {
+    std::fill_n(out, s_.filter_elements(), A(0));
+    transform_filters(out);
   }
 
   void run() const {
@@ -86,7 +94,7 @@ class Winograd {
     return Own(arena, s_);
   }
 
-  void run_by_tiles() const {
+  void transform_filters(A* out) const {
     const int64_t parts = divide_up(s_.channels, packed_depth);
     parallel_(s_.panels * parts, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
@@ -94,9 +102,13 @@ class Winograd {
         const int64_t panel = i / parts, first = i % parts * packed_depth;
         const int64_t width = s_.vectors(panel) * lanes;
         filter(mine, panel, first, std::min(packed_depth, s_.channels - first),
-               work_.filter + panel * s_.channels * s_.width + first * width);
+               out + panel * s_.channels * s_.width + first * width);
       }
     });
+  }
+
+  void run_by_tiles() const {
+    if (!p_.packed) transform_filters(work_.filter);
     parallel_(s_.blocks, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       point_rows(mine, mine.input, s_.block);
@@ -108,8 +120,7 @@ class Winograd {
         });
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
-            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels,
-                     work_.filter + f * s_.filter_step + panel * s_.channels * s_.width);
+            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel));
         tiling_.each_run(first, last, [&](const Run& run) {
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
@@ -132,7 +143,9 @@ class Winograd {
       const Own mine = own(thread);
       point_rows(mine, work_.input, s_.tiles);
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t c = 0; c < s_.channels; c += depth_chunk) {
+        for (int64_t f = 0; p_.packed && f < P::frequencies; ++f)
+          multiply(mine, f, s_.tiles, panel, 0, 0, s_.channels, panel_filter(f, panel));
+        for (int64_t c = 0; !p_.packed && c < s_.channels; c += depth_chunk) {
           const int64_t depth = std::min(depth_chunk, s_.channels - c);
           filter(mine, panel, c, depth, mine.filter);
           for (int64_t f = 0; f < P::frequencies; ++f)
@@ -149,6 +162,11 @@ class Winograd {
       mine.input_rows[t] = input + t * s_.input_row;
       mine.sum_rows[t] = mine.sums + t * s_.sum_row;
     }
+  }
+
+  // U of one frequency of a panel, where all lie together.
+  const A* panel_filter(int64_t f, int64_t panel) const {
+    return filter_ + f * s_.filter_step + panel * s_.channels * s_.width;
   }
 
   // U of `depth` input channels of a panel.
@@ -252,6 +270,7 @@ class Winograd {
   const Tiling tiling_;
   Arena arena_;
   const Work<P, T> work_;
+  const A* const filter_;  // U of all panels
   const Squares<InputStep<P>, T> squares_;
   int64_t slot_[filter_taps];
 };
@@ -267,6 +286,31 @@ int64_t workspace(const Problem& p, int threads) {
 }
 
 template <class P>
+PackedForm packed_form(const Problem& problem) {
+  Problem p = problem;
+  p.packed = true;
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    form.bytes = Shape<P, T>(p, 1).filter_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
+  });
+  return form;
+}
+
+template <class P>
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true, p.n = 1;  // the form does not hang on the tiles
+  const Scratch scratch(workspace<P>(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Winograd<P, T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
+}
+
+template <class P>
 Cost cost_of(const Problem& p, int threads) {
   const int64_t lanes = p.dtype == Dtype::f64 ? Vec<double>::lanes : Vec<float>::lanes;
   return cost(p, threads, P::outputs, lanes);
@@ -279,9 +323,13 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
-extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
-extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
-extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
+extern const KernelBody conv2d_fprop_winograd2{
+    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
+extern const KernelBody conv2d_fprop_winograd4{
+    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
+extern const KernelBody conv2d_dgrad_winograd2{
+    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
+extern const KernelBody conv2d_dgrad_winograd4{
+    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
 
 }  // namespace fastconv::FASTCONV_ISA
