@@ -43,6 +43,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Captured:
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
         raise CaptureError(f"The model writes into {changed[0]!r}: call model.eval() and leave its inputs as they are.")
+    if any(node.target is torch.ops.aten.as_strided.default for node in program.graph.nodes):
+        raise CaptureError("The model reads memory by strides of its own (as_strided), which a plan does not keep.")
     tensors: dict[str, Tensor] = {}
     names = signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
     graph, copies = fx.Graph(), {}

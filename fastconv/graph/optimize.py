@@ -82,7 +82,7 @@ class Optimized(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, to rounding. ValueError or TypeError for inputs of other sizes, dtypes or devices."""
-        if self._watch is not None and (name := self._watch.changed()):
+        if name := self.changed():
             raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
         values = self.signature.check(args, kwargs)
         environment: dict[fx.Node, Any] = dict(zip(self._placeholders, values, strict=True))
@@ -94,6 +94,10 @@ class Optimized(nn.Module):
                 else:
                     self._run_in_torch(unit, environment)
         return pytree.tree_unflatten(fx.map_arg(self._results, self._value(environment)), self.signature.out_spec)
+
+    def changed(self) -> str | None:
+        """The name of a tensor of the source model that is not what the plan was made of, or None."""
+        return None if self._watch is None else self._watch.changed()
 
     def _value(self, environment: dict[fx.Node, Any]) -> Any:
         def of(node: fx.Node) -> Any:

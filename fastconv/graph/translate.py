@@ -45,7 +45,11 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 def translate(graph: fx.Graph) -> None:
     """Replaces every node that has a rule, in place."""
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in RULES:
+        if node.op != "call_function":
+            continue
+        # What a plan hands over has its own strides, and nothing writes into a view any more.
+        node.target = _BY_VALUE.get(node.target, node.target)
+        if node.target not in RULES:
             continue
         new = RULES[node.target](arguments(node))
         if isinstance(new, Call):
@@ -56,6 +60,9 @@ def translate(graph: fx.Graph) -> None:
         if new is not None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+
+
+_BY_VALUE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 
 
 def arguments(node: fx.Node) -> Arguments:
@@ -265,10 +272,12 @@ def _cat(a: Arguments) -> Call | None:
     return Call(operators.cat, (list(xs),))
 
 
-@rule(aten.constant_pad_nd.default)
+@rule(aten.constant_pad_nd.default, aten.pad.default)
 def _pad(a: Arguments) -> Call | None:
     sides = list(a["pad"])
-    if rank(a["self"]) != 4 or a["value"] != 0 or len(sides) != 4 or min(sides) < 0:
+    if rank(a["self"]) != 4 or a["value"] not in (0, None) or a.get("mode", "constant") != "constant":
+        return None
+    if len(sides) != 4 or min(sides) < 0:
         return None
     return Call(operators.pad, (a["self"],), {"padding": ((sides[2], sides[3]), (sides[0], sides[1]))})
 
@@ -279,11 +288,11 @@ def _flatten(a: Arguments) -> Call | None:
     return Call(operators.flatten, (a["self"],)) if whole else None
 
 
-@rule(aten.view.default, aten.reshape.default)
+@rule(aten.reshape.default)
 def _view(a: Arguments) -> Call | None:
     """A flattening written out: N C H W to N, C·H·W."""
     x = a["self"]
-    size = list(a.get("size", a.get("shape", ())))
+    size = list(a["shape"])
     if rank(x) != 4 or len(size) != 2:
         return None
     n, c, h, w = shape(x)
