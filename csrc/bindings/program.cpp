@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <map>
@@ -150,9 +151,25 @@ class Compiled {
   std::vector<at::DataPtr> free_;
 };
 
+// One number for the tensors that stand in modules' dictionaries: which they are, where, and in which version.
+uint64_t fingerprint(const py::list& places) {
+  uint64_t sum = 0;
+  auto mix = [&](uint64_t value) { sum = (sum ^ value) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29; };
+  for (const py::handle& place : places) {
+    PyObject* const object = PyDict_GetItem(PyTuple_GET_ITEM(place.ptr(), 0), PyTuple_GET_ITEM(place.ptr(), 1));
+    mix(reinterpret_cast<uintptr_t>(object));
+    if (!object || !THPVariable_Check(object)) continue;
+    const at::Tensor& tensor = THPVariable_Unpack(object);
+    mix(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()));
+    if (!tensor.is_inference()) mix(tensor._version());
+  }
+  return sum;
+}
+
 }  // namespace
 
 void bind_program(py::module_& m) {
+  m.def("fingerprint", &fingerprint, py::arg("places"));
   py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),
            py::arg("dtype"));

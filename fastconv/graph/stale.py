@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastconv._native import C
+
 
 class Watch:
     """Remembers a model's tensors by identity, memory and version.
@@ -14,13 +16,13 @@ class Watch:
     def __init__(self, model: nn.Module, names: list[str]):
         self._places = [_place(model, name) for name in names]
         self._names = names
-        self._seen = self._states()
+        self._seen, self._print = self._states(), C.fingerprint(self._places)
 
     def changed(self) -> str | None:
         """The name of a tensor that was replaced or written since, or None."""
-        states = self._states()
-        if states == self._seen:
+        if C.fingerprint(self._places) == self._print:
             return None
+        states = self._states()
         return next(name for name, old, new in zip(self._names, self._seen, states, strict=True) if old != new)
 
     def _states(self) -> list[tuple[int, int, int]]:

@@ -36,6 +36,7 @@ ALLOWED = {
         "settings",
         "dispatch",
         "kernels",
+        "graph",
     },
     "models": {"nn"},
     "graph": {"_native", "problem", "registry", "settings", "dispatch", "kernels"},
