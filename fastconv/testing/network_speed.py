@@ -91,7 +91,8 @@ def markdown(machine: Machine, results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.times))
     lines = [
         f"{machine.cpu}, {machine.threads} threads, {machine.isa}; torch {machine.torch}, commit {machine.commit}, "
-        f"{machine.date[:10]}. ms an image batch, 224x224, float32, medians in turns; the best of the others over ours.",
+        f"{machine.date[:10]}. "
+        f"ms a batch, 224x224, float32, medians in turns; ratios: the best of the others over ours.",
         "",
         f"| network, batch | {' | '.join(names)} | plan against the best | swapped against eager |",
         f"|{'---|' * (len(names) + 3)}",
@@ -110,7 +111,8 @@ def markdown(machine: Machine, results: Sequence[Result]) -> str:
         error = max(result.errors["plan"] for result in results)
         lines += [
             "",
-            f"Plans, geometric mean: {plans:.2f}x; least: {worst.network} {worst.batch}, {worst.standing('plan'):.2f}x. "
+            f"Plans, geometric mean: {plans:.2f}x; least: {worst.network} {worst.batch}, "
+            f"{worst.standing('plan'):.2f}x. "
             f"Largest error of a plan: {error:.2g} (relative L2, from float64).",
         ]
     for result in results:

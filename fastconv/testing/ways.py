@@ -50,35 +50,6 @@ def leaves(results: Any) -> list[Tensor]:
     return [torch.as_tensor(t) for t in pytree.tree_leaves(results) if hasattr(t, "shape")]
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
-
-
-class Missing(RuntimeError):
-    """A peer cannot run the network here; the message says why."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """name: what a table calls it. ours: a way of this library. call: an inference. x: the timed input."""
-
-    name: str
-    ours: bool
-    call: Callable[[Tensor], Any]
-    x: Tensor
-
-    def run(self, x: Tensor | None = None) -> Any:
-        """One inference: of the timed input, or of another one brought into its layout."""
-        given = self.x if x is None else x.contiguous(memory_format=layout_of(self.x))
-        with torch.no_grad():
-            return self.call(given)
-
-    def tensors(self) -> list[Tensor]:
-        """The results, flat and in float64."""
-        found = [t for t in pytree.tree_leaves(self.run()) if hasattr(t, "shape")]
-        return [torch.as_tensor(t).double() for t in found]
-
-
 def eager(model: nn.Module, x: Tensor, layout: str) -> tuple[Way, Way, Any]:
     """The model in eager mode, stock and swapped, input and weights in one layout; and the report of the swap."""
     import fastconv
