@@ -12,6 +12,7 @@ _LAZY = {
     "Problem": "fastconv.problem",
     "config": "fastconv.settings",
     "explain": "fastconv.explanation",
+    "freeze": "fastconv.graph",
     "functional": "fastconv.functional",
     "load_plan": "fastconv.graph",
     "memory_stats": "fastconv.memory",

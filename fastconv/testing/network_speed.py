@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,8 +78,7 @@ def measure(name: str, model: nn.Module, x: Tensor, peers: Sequence[str], second
 
 def _errors(model: nn.Module, x: Tensor, found: Sequence[ways.Way]) -> dict[str, float]:
     with torch.no_grad():
-        exact = ways.leaves(model.double()(x.double()))
-    model.float()
+        exact = ways.leaves(copy.deepcopy(model).double()(x.double()))
     errors = {}
     for way in found:
         parts = zip(way.tensors(), exact, strict=True)
