@@ -195,9 +195,9 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
   checked(refuses_isa(kernel.isa, Isa::avx512));
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
   const auto [alpha, beta, k] = response;
-  Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),    get(index),
-             get(mean), get(variance), get(stats), eps,       {alpha, beta, k}, out};
-  o.scale = get(scale), o.packed = get(packed);
+  Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),   get(index),
+             get(mean), get(variance), get(stats), eps,       {alpha, beta, k}};
+  o.scale = get(scale), o.packed = get(packed), o.out = out;
   py::gil_scoped_release release;
   if (threads > 0)
     run_native(kernel, problem, o, FixedParallel(threads));
