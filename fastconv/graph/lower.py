@@ -47,6 +47,7 @@ class Lowering:
         self.inputs, self.outputs, self.examples = part.inputs, part.outputs, examples
         self.select, self.pack = select, pack
         self.steps: list[Step] = []
+        self.origin = "input"  # the captured node that steps are made for
         self.values: dict[fx.Node, Value] = {}
         self.shapes = _shapes(network, part.nodes, part.inputs, examples)
         self.channels_last = any(_is_channels_last(t) for t in examples if t.ndim == 4)

@@ -49,17 +49,25 @@ def translate(graph: fx.Graph) -> None:
             continue
         # What a plan hands over has its own strides, and nothing writes into a view any more.
         node.target = _BY_VALUE.get(node.target, node.target)
-        if node.target not in RULES:
+        if node.target not in RULES or not _first_alone(node):
             continue
         new = RULES[node.target](arguments(node))
         if isinstance(new, Call):
             with graph.inserting_before(node):
                 call = graph.call_function(new.function, new.args, new.options)
-            call.meta = {"val": node.meta.get("val"), "name": node.name}
+            value = node.meta.get("val")
+            call.meta = {"val": value[0] if isinstance(value, tuple | list) else value, "name": node.name}
             new = call
         if new is not None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+
+
+def _first_alone(node: fx.Node) -> bool:
+    """Whether of several results only the first is used, as the operators here return no other."""
+    if not isinstance(node.meta.get("val"), tuple | list):
+        return True
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
 
 
 _BY_VALUE = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}

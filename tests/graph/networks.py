@@ -127,6 +127,20 @@ class Classic(nn.Module):
         return self.classifier(self.features(x))
 
 
+class Indexed(nn.Module):
+    """A pool whose indices are used too, which a plan has no place for, and writes that need torch's decompositions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(self.conv(x))
+        y[:, 0] += 1
+        y, index = self.pool(y)
+        return self.norm(y), (index % 2).to(y.dtype)
+
+
 class Attention(nn.Module):
     """A convolution, something no plan knows, and a convolution again."""
 
@@ -151,8 +165,12 @@ ALL = {
     "squeeze_excite": (SqueezeExcite, (2, 6, 9, 11)),
     "upsampled": (Upsampled, (2, 3, 17, 21)),
     "classic": (Classic, (2, 3, 16, 12)),
+    "indexed": (Indexed, (2, 3, 12, 14)),
     "attention": (Attention, (2, 3, 6, 5)),
 }
+
+
+PLANNED = tuple(name for name in ALL if name not in ("indexed", "attention"))  # as one plan each
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:

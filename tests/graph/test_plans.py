@@ -15,7 +15,6 @@ import fastconv
 from fastconv.graph import load_plan, optimize
 from tests.graph import networks
 
-PLANNED = [name for name in networks.ALL if name != "attention"]
 # Of float32 results: their own rounding, and that of the folded weights, along a few layers.
 ERROR = 2e-6
 
@@ -39,7 +38,7 @@ def test_a_plan_computes_what_its_model_does(name):
     assert_right(plan, model, x.contiguous(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", networks.PLANNED)
 def test_one_plan_holds_a_whole_network(name):
     model, x = networks.make(name, torch.float32)
     report = optimize(model, x).report
@@ -47,14 +46,14 @@ def test_one_plan_holds_a_whole_network(name):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", networks.PLANNED)
 def test_any_batch_follows(name, batch):
     model, x = networks.make(name, torch.float32)
     plan = optimize(model, x[:1])
     assert_right(plan, model, torch.cat([x, x, x])[:batch])
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", networks.PLANNED)
 def test_strides_of_results_are_the_models(name):
     model, x = networks.make(name, torch.float32)
     plan = optimize(model, x)
