@@ -1,4 +1,4 @@
-"""Filters packed apart from the call: the bits are those of the call that packs for itself, and problems share forms."""
+"""Filters packed apart from the call: the bits are those of a call that packs for itself, and problems share forms."""
 
 from __future__ import annotations
 

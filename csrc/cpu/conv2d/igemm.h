@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "cpu/epilogue.h"
-#include "cpu/scratch.h"
+#include "cpu/packed.h"
 #include "ending.h"
 #include "igemm_shape.h"
 #include "pack.h"
@@ -335,8 +335,8 @@ void pack(const Problem& problem, const Args& args, void* out, const Parallel& p
   Igemm<Operand>(p, own, parallel).pack(static_cast<typename Operand::Element*>(out));
 }
 
-// Products over whole registers; the filter is read and written once by packing, the results once and twice more for
-// each chunk after the first, and the source once more for each group of panels after the first.
+// Products over whole registers; the filter is read and written once by packing, or read packed; the results once and
+// twice more for each chunk after the first, and the source once more for each group of panels after the first.
 template <class Operand>
 Cost cost(const Problem& p, int threads) {
   const Shape<Operand> s(p);
@@ -356,9 +356,10 @@ Cost cost(const Problem& p, int threads) {
   const double filter = double(s.filter_elements(p.groups));
   const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
   cost.moved = sum * double(2 * s.chunks() - 1) * double(pixels) * width;
-  cost.moved += 2 * element * (filter + (s.staged ? source * double(s.table_taps) : 0));
+  cost.moved += 2 * element * ((p.packed ? 0 : filter) + (s.staged ? source * double(s.table_taps) : 0));
   cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
-  cost.memory = p.bytes();
+  if (p.packed) cost.shared += element * filter * double(chunks.strips);  // each of them reads all panels
+  cost.memory = operand_bytes(p, element * filter);
   return cost;
 }
 

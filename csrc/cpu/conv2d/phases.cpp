@@ -33,7 +33,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cpu/scratch.h"
+#include "cpu/packed.h"
 #include "ending.h"
 #include "pack.h"
 #include "phases_pack.h"
@@ -356,8 +356,9 @@ void pack(const Problem& problem, const Args& args, void* out, const Parallel& p
   });
 }
 
-// Products over whole registers; the filter is read and written once by packing, the results once (those of planes
-// twice), the source once where it is laid out anew, and once more for each group of panels after the first.
+// Products over whole registers; the filter is read and written once by packing, or read packed; the results once
+// (those of planes twice), the source once where it is laid out anew, and once more for each group of panels after the
+// first.
 Cost cost(const Problem& p, int threads) {
   Cost cost;
   with_dtype(p.dtype, [&](auto* t) {
@@ -373,9 +374,11 @@ Cost cost(const Problem& p, int threads) {
     cost.imbalance = double(tasks * threads * divide_up(blocks, chunks.blocks) * divide_up(panels, chunks.panels)) /
                      double(blocks * panels);
     const double source = double(p.n * p.out_pixels() * s.pixel), filter = double(panels * s.panel_size);
-    cost.moved = element * (2 * filter + (s.copied ? 2 * source : 0) + double(p.x_elements()) * (s.planes ? 2 : 1));
+    cost.moved = element * ((p.packed ? 0 : 2 * filter) + (s.copied ? 2 * source : 0) +
+                            double(p.x_elements()) * (s.planes ? 2 : 1));
     cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
-    cost.memory = p.bytes();
+    if (p.packed) cost.shared += element * filter * double(chunks.blocks);  // each of them reads all panels
+    cost.memory = operand_bytes(p, element * filter);
   });
   return cost;
 }

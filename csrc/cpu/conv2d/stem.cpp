@@ -18,7 +18,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/epilogue.h"
-#include "cpu/scratch.h"
+#include "cpu/packed.h"
 #include "ending.h"
 #include "pack.h"
 #include "stem_tile.h"

@@ -23,7 +23,7 @@
 // rows are transposed on the way in and out. cost() knows.
 #include <type_traits>
 
-#include "cpu/scratch.h"
+#include "cpu/packed.h"
 #include "gather_tile.h"
 
 namespace fastconv::FASTCONV_ISA::grouped {
@@ -385,9 +385,9 @@ void pack(const Problem& problem, const Args& args, void* out, const Parallel& p
   });
 }
 
-// Products over whole registers and tiles; the filter is read and written once by packing, the source once by staging,
-// the results once, twice more where they pass through a line. Weights that L1 does not hold come from L2 for each
-// tile.
+// Products over whole registers and tiles; the filter is read and written once by packing, or read packed; the source
+// once by staging, the results once, twice more where they pass through a line. Weights that L1 does not hold come from
+// L2 for each tile.
 Cost gather_cost(const Problem& p, int threads) {
   constexpr double permuting = 1.15;  // the permutes share a port with the products (Zen 4, 2026-11-22)
   constexpr double transposing = 10;  // times the bytes of an element: 128@56 took that much longer as planes
@@ -418,8 +418,8 @@ Cost gather_cost(const Problem& p, int threads) {
                              written * (planes   ? transposing
                                         : direct ? 1
                                                  : 3) +
-                             4 * double(u.count * u.weights(p.taps())));
-    cost.memory = p.bytes();
+                             (p.packed ? 0 : 4 * double(s.filter_elements(p))));
+    cost.memory = operand_bytes(p, element * double(s.filter_elements(p)));
     const int64_t tasks = p.n * s.rows * s.pieces;
     cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   });

@@ -8,8 +8,12 @@
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products,
 //   outputs.
 //               V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
-//   by panels   few tiles (small maps): V of all tiles is written once; each thread walks panels of two registers of
-//               output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor does M.
+//   by panels   few tiles (small maps): each thread transforms all of them for itself, and walks panels of two
+//               registers of output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor
+//               does M. Where threads shared V, its lines moved between the cores, at some 1 GB/s: 128@28, batch 1
+//               0.68 and now 0.41 ms, 256@14 0.66 and 0.51 (F(4x4), Zen 4, 2 threads, 2026-11-22).
+//   packed      U comes in the form that goes by tiles, from memory or L3; both cuts read it in place, and few tiles
+//               go by panels only where all threads reading a large U would cost more.
 //
 // Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
 // derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
@@ -39,7 +43,6 @@
 
 #include "cpu/conv2d/pack.h"
 #include "cpu/epilogue.h"
-#include "cpu/scratch.h"
 #include "shape.h"
 #include "simd/transpose.h"
 
@@ -114,10 +117,7 @@ class Winograd {
       point_rows(mine, mine.input, s_.block);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
-        tiling_.each_run(first, last, [&](const Run& run) {
-          for (int64_t c = 0; c < s_.channels; c += depth_chunk)
-            input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
-        });
+        transform_input(mine, first, last);
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel));
@@ -129,19 +129,19 @@ class Winograd {
     });
   }
 
-  void run_by_panels() const {
-    const int64_t tile_rows = s_.tiles / s_.w.tiles;
-    parallel_(tile_rows * s_.runs * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
-      const Own mine = own(thread);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i / s_.chunks / s_.runs * s_.w.tiles, piece = i / s_.chunks % s_.runs;
-        const Run run = tiling_.run(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
-        input(mine, run, i % s_.chunks * depth_chunk, work_.input + run.tile * s_.input_row);
-      }
+  // V of the tiles [first, last), the thread's own.
+  void transform_input(const Own& mine, int64_t first, int64_t last) const {
+    tiling_.each_run(first, last, [&](const Run& run) {
+      for (int64_t c = 0; c < s_.channels; c += depth_chunk)
+        input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
     });
+  }
+
+  void run_by_panels() const {
     parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
-      point_rows(mine, work_.input, s_.tiles);
+      transform_input(mine, 0, s_.tiles);
+      point_rows(mine, mine.input, s_.tiles);
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t f = 0; p_.packed && f < P::frequencies; ++f)
           multiply(mine, f, s_.tiles, panel, 0, 0, s_.channels, panel_filter(f, panel));

@@ -1,4 +1,4 @@
-// Memory for pack(), which prepares a filter once for many calls and is given no workspace.
+// What kernels share that read filters packed apart from the call.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,11 @@
 #include <new>
 
 #include "core/machine.h"
+#include "core/problem.h"
 
 namespace fastconv {
 
+// Memory for pack(), which prepares a filter once for many calls and is given no workspace.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : base_(::operator new(static_cast<size_t>(bytes), alignment)) {}
@@ -22,5 +24,11 @@ class Scratch {
   };
   std::unique_ptr<void, Free> base_;
 };
+
+// Every operand once: of a packed problem the filter in its packed form, which has so many bytes.
+inline double operand_bytes(const Problem& p, double packed_bytes) {
+  if (!p.packed) return p.bytes();
+  return p.bytes() - static_cast<double>(p.w_elements() * dtype_bytes(p.dtype)) + packed_bytes;
+}
 
 }  // namespace fastconv
