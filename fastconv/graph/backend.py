@@ -13,21 +13,23 @@ from fastconv.graph.capture import CaptureError
 from fastconv.graph.optimize import Optimized
 
 
-def fastconv(graph_module: fx.GraphModule, example_inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+def fastconv(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
     """The callable that TorchDynamo runs in a graph's place.
 
     A graph whose result needs a gradient stays PyTorch's, and so does one that cannot be captured, with a warning.
     Weights are packed; the plan is made anew when a call brings others, or the same that were written meanwhile.
-    options: ``winograd``, as :func:`fastconv.optimize` has it. TypeError for any other.
+    options: ``{"winograd": bool}``, as :func:`fastconv.optimize` has it. TypeError for any other.
     """
-    winograd = options.pop("winograd", True)
-    if options:
-        raise TypeError(f"The fastconv backend has no option {sorted(options)[0]!r}; its one option is winograd.")
+    options = {"winograd": True} | (options or {})
+    if unknown := options.keys() - {"winograd"}:
+        raise TypeError(f"The fastconv backend has no option {min(unknown)!r}; its one option is 'winograd'.")
     needs_gradient = any(isinstance(t, Tensor) and t.requires_grad for t in example_inputs)
     if torch.is_grad_enabled() and needs_gradient:
         return graph_module.forward
     try:
-        return _Compiled(graph_module, example_inputs, winograd)
+        return _Compiled(graph_module, example_inputs, options["winograd"])
     except CaptureError as error:
         warnings.warn(f"fastconv leaves a graph to PyTorch: {error}", stacklevel=2)
         return graph_module.forward
@@ -47,7 +49,8 @@ class _Compiled:
 
     def _make(self, inputs: Sequence[Any]) -> None:
         self._bound = _Bound(self._graph_module, {i: inputs[i] for i in self._fixed}, self._free)
-        self._plan = Optimized(self._bound, tuple(inputs[i] for i in self._free), winograd=self._winograd)
+        with torch._guards.tracing(None):  # sizes of this capture are none of the caller's guards
+            self._plan = Optimized(self._bound, tuple(inputs[i] for i in self._free), winograd=self._winograd)
 
     def __call__(self, *inputs: Any) -> Any:
         if any(inputs[i] is not t for i, t in self._bound.fixed().items()) or self._plan.changed():

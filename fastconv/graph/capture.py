@@ -92,4 +92,4 @@ def _any_batch(forward: Any, inputs: Inputs) -> Any:
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         return None
     args, kwargs = pytree.tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, Tensor) else None, inputs)
-    return inspect.signature(forward).bind(*args, **kwargs).arguments if kwargs else args
+    return inspect.signature(forward).bind(*args, **kwargs).arguments

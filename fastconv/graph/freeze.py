@@ -57,18 +57,23 @@ class Frozen(nn.Module):
 
     def __init__(self, layer: nn.Module, *, winograd: bool):
         super().__init__()
-        self.training = False
-        self._layer = repr(layer)
-        graph = fx.Graph()
-        x = graph.placeholder("x")
         names = [name for name in ("weight", "bias") if getattr(layer, name) is not None]
         tensors = {name: getattr(layer, name).detach() for name in names}
-        constants = [graph.create_node("get_attr", name) for name in names]
-        function, options = _operator(layer)
-        call = graph.call_function(function, (x, *constants), options)
-        graph.output(call)
-        self._dtype, self._rank = layer.weight.dtype, 2 if function is operators.linear else 4
-        self._plan = Plan(Network(graph, tensors), partition.Part((call,), True, (x,), (call,)), winograd)
+        self.__setstate__({"layer": repr(layer), "call": _operator(layer), "tensors": tensors, "winograd": winograd})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        self.training, self._state, self._layer = False, state, state["layer"]
+        function, options = state["call"]
+        graph, tensors = fx.Graph(), state["tensors"]
+        x = graph.placeholder("x")
+        call = graph.call_function(function, (x, *(graph.create_node("get_attr", name) for name in tensors)), options)
+        self._dtype, self._rank = tensors["weight"].dtype, 2 if function is operators.linear else 4
+        part = partition.Part((call,), True, (x,), (call,))
+        self._plan = Plan(Network(graph, tensors), part, state["winograd"])
 
     def forward(self, x: Tensor) -> Tensor:
         """ValueError for another dtype or rank; RuntimeError for an input that requires a gradient."""
