@@ -1,7 +1,7 @@
 // reorder2d: NCHW to channels_last and back: for each image, a matrix of channels and pixels is transposed.
 //
-// Blocks of 16 x 64 elements, long along the rows of x: a row of the block is whole cache lines, and the transposed
-// ones are written as whole lines too. Within a block squares are turned in registers (simd/transpose.h). Three
+// Blocks of 16 x 128 elements, long along the longer rows, be they x's or the result's: few streams far apart, each of
+// them long. Within a block squares are turned in registers (simd/transpose.h). Three
 // channels, the images a network starts with, are woven from three registers to three (simd/threes.h). Bytes: x once,
 // out once, past the caches where it is larger than the last one.
 #include <cstring>
@@ -34,16 +34,18 @@ class Reorder {
         pixels_(p.in_pixels()),
         rows_(to_nhwc_ ? p.c : pixels_),
         columns_(to_nhwc_ ? pixels_ : p.c),
+        block_rows_(columns_ > rows_ ? few : many),
+        block_columns_(columns_ > rows_ ? many : few),
         streams_(std::is_same_v<T, A> && reinterpret_cast<intptr_t>(out_) % cache_line == 0 &&
                  rows_ * int64_t{sizeof(T)} % cache_line == 0 && p.x_elements() * int64_t{sizeof(T)} > machine().l3) {}
 
   void run(const Parallel& parallel) const {
     if (rows_ == 1 || columns_ == 1) return copy(parallel);
     if (channels_ == 3) return threes(parallel);
-    const int64_t down = divide_up(rows_, block_rows), across = divide_up(columns_, block_columns);
+    const int64_t down = divide_up(rows_, block_rows_), across = divide_up(columns_, block_columns_);
     parallel(images_ * across * down, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i % down * block_rows, column = i / down % across * block_columns;
+        const int64_t row = i % down * block_rows_, column = i / down % across * block_columns_;
         block(i / down / across, row, column);
       }
       if (streams_) finish_streams();
@@ -51,7 +53,7 @@ class Reorder {
   }
 
  private:
-  static constexpr int64_t block_rows = 16, block_columns = 64;
+  static constexpr int64_t few = 16, many = 128;                // rows and columns of a block
   static constexpr int64_t copied = 8192, woven_pixels = 1024;  // elements, pixels that a task takes
 
   void copy(const Parallel& parallel) const {
@@ -63,7 +65,7 @@ class Reorder {
   }
 
   void block(int64_t image, int64_t row, int64_t column) const {
-    const int64_t height = std::min(block_rows, rows_ - row), width = std::min(block_columns, columns_ - column);
+    const int64_t height = std::min(block_rows_, rows_ - row), width = std::min(block_columns_, columns_ - column);
     const T* from = x_ + (image * rows_ + row) * columns_ + column;
     T* to = out_ + (image * columns_ + column) * rows_ + row;
     for (int64_t j = 0; j < width; j += V::lanes)
@@ -130,7 +132,7 @@ class Reorder {
   T* out_;
   int64_t images_;
   bool to_nhwc_;
-  int64_t channels_, pixels_, rows_, columns_;
+  int64_t channels_, pixels_, rows_, columns_, block_rows_, block_columns_;
   bool streams_;
 };
 

@@ -46,14 +46,12 @@ class Average {
   bool global() const {
     return p.out_pixels() == 1 && rows.at(0).count == rows.in && columns.at(0).count == columns.in;
   }
-  // One image's average over many pixels of few channels leaves no other way to share the work.
-  bool by_segments() const {
-    constexpr int64_t enough_tasks = 8;
-    return p.layout == Layout::nhwc && global() && p.in_pixels() >= segments * together &&
-           p.n * divide_up(p.c, block) < enough_tasks;
-  }
+  // Averages of whole maps of more than a few pixels: read in the order of memory, images in segments where they are
+  // few.
+  bool by_segments() const { return p.layout == Layout::nhwc && global() && p.in_pixels() >= least_tasks * together; }
+  int64_t segments() const { return std::max(int64_t{1}, least_tasks / std::max(int64_t{1}, p.n)); }
   int64_t workspace(int threads) const {
-    const int64_t elements = by_segments() ? p.n * segments * p.c : threads * scratch_elements();
+    const int64_t elements = by_segments() ? p.n * segments() * p.c : threads * scratch_elements();
     return elements * static_cast<int64_t>(sizeof(A));
   }
   int64_t scratch_elements() const {
@@ -112,15 +110,20 @@ class Average {
 
   // ---- NHWC ----
 
-  static constexpr int64_t block = 16 * V::lanes;        // channels a task takes where there are few rows
-  static constexpr int64_t segments = 16, together = 4;  // of an image; pixels that share an access to their sums
+  static constexpr int64_t least_tasks = 16;
+  static constexpr int64_t together = 4;  // pixels that share an access to their sums
 
-  int64_t channel_blocks() const { return p.h.out > 1 ? 1 : divide_up(p.c, block); }
+  // Channels that a task takes where there are few rows.
+  int64_t block() const {
+    constexpr int64_t wide = 16 * V::lanes, narrow = unroll * V::lanes;
+    return p.n * divide_up(p.c, wide) < least_tasks ? narrow : wide;
+  }
+  int64_t channel_blocks() const { return p.h.out > 1 ? 1 : divide_up(p.c, block()); }
 
   // Sums of an image's pixels in segments, then of the segments in their order.
   void nhwc_segments(const Parallel& parallel) const {
     A* partial = static_cast<A*>(args.workspace);
-    const int64_t pixels = p.in_pixels();
+    const int64_t pixels = p.in_pixels(), segments = this->segments();
     parallel(p.n * segments, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = pixels * (i % segments) / segments, last = pixels * (i % segments + 1) / segments;
@@ -137,19 +140,30 @@ class Average {
       });
   }
 
+  // Of few channels, each access to a sum waits for the one before: many pixels share it.
   void sum_pixels(const T* x, int64_t pixels, A* sum) const {
     std::fill(sum, sum + p.c, A(0));
-    int64_t i = 0;
-    for (; i + together <= pixels; i += together, x += together * p.c)
-      each_register<V>(p.c, [&](int64_t c, auto count) {
-        const T* at = x + c;
-        const V upper = load(at, count) + load(at + p.c, count);
-        const V lower = load(at + 2 * p.c, count) + load(at + 3 * p.c, count);
-        store(sum + c, load(sum + c, count) + (upper + lower), count);
-      });
-    for (; i < pixels; ++i, x += p.c)
+    if (p.c <= unroll * V::lanes) add_fours<together>(x, pixels, sum);
+    add_fours<1>(x, pixels, sum);
+    for (; pixels > 0; --pixels, x += p.c)
       each_register<V>(
           p.c, [&](int64_t c, auto count) { store(sum + c, load(sum + c, count) + load(x + c, count), count); });
+  }
+
+  // Adds as many pixels as `fours` times four go into; moves on behind them.
+  template <int fours>
+  void add_fours(const T*& x, int64_t& pixels, A* sum) const {
+    for (; pixels >= fours * together; pixels -= fours * together, x += fours * together * p.c)
+      each_register<V>(p.c, [&](int64_t c, auto count) {
+        V part[fours];
+        unrolled<fours>([&](auto i) {
+          const T* at = x + i * together * p.c + c;
+          const V upper = load(at, count) + load(at + p.c, count);
+          part[i] = upper + (load(at + 2 * p.c, count) + load(at + 3 * p.c, count));
+        });
+        for (int i = 1; i < fours; ++i) part[0] = part[0] + part[i];
+        store(sum + c, load(sum + c, count) + part[0], count);
+      });
   }
 
   // What a sum is divided by, or, of a power of two, multiplied by its inverse.
@@ -167,8 +181,8 @@ class Average {
   void nhwc_pixel(int64_t pixel, int64_t part) const {
     const int64_t image = pixel / p.out_pixels(), place = pixel % p.out_pixels();
     const Span v = rows.at(place / p.w.out), h = columns.at(place % p.w.out);
-    const int64_t first = channel_blocks() > 1 ? part * block : 0;
-    const int64_t last = channel_blocks() > 1 ? std::min(p.c, first + block) : p.c;
+    const int64_t first = channel_blocks() > 1 ? part * block() : 0;
+    const int64_t last = channel_blocks() > 1 ? std::min(p.c, first + block()) : p.c;
     const T* x = static_cast<const T*>(args.x) + (image * p.in_pixels() + v.first * p.w.in + h.first) * p.c;
     T* y = static_cast<T*>(args.out) + pixel * p.buffer_channels() + p.epilogue.out_offset;
     const Divisor by(divisor(v, h));
