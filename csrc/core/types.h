@@ -15,8 +15,9 @@ namespace fastconv {
 #define FASTCONV_PASSES(X) X(fprop) X(dgrad) X(wgrad)
 #define FASTCONV_OPS(X)                                                                                    \
   X(conv2d)                                                                                                \
-  X(maxpool2d) X(avgpool2d) X(adaptivemax2d) X(adaptiveavg2d) X(unpool2d) X(batchnorm2d) X(lrn2d) X(map2d) \
-      X(reorder2d) X(bilinear2d)
+  X(maxpool2d)                                                                                             \
+  X(avgpool2d) X(adaptivemax2d) X(adaptiveavg2d) X(unpool2d) X(batchnorm2d) X(lrn2d) X(map2d) X(reorder2d) \
+      X(bilinear2d)
 #define FASTCONV_ACTIVATIONS(X) X(none) X(relu) X(relu6) X(leaky_relu) X(silu) X(hardswish) X(sigmoid) X(gelu)
 #define FASTCONV_INDICES(X) X(none) X(u8) X(i64)
 #define FASTCONV_ISAS(X) X(scalar) X(neon) X(avx2) X(avx512)

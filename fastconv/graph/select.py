@@ -23,27 +23,19 @@ class NoKernel(RuntimeError):
 
 
 def by_estimate(problem: Problem, active: Settings) -> Selection:
-    """The kernel with the least estimate of those that take the filter packed, or as it is."""
-    found = [s for s in (_best(p, active) for p in _forms(problem)) if s is not None]
-    if not found:
-        rows = [f"{row.kernel.name}: {row.reason}" for row in candidates(problem, active)]
-        raise NoKernel(f"No kernel runs {problem} in a plan. " + " ".join(rows))
-    return min(found, key=lambda pair: pair[0])[1]
+    """What eager mode would take, if every kernel that packs its filter found it packed."""
+    offers = {row.kernel.name: (row, problem) for row in candidates(problem, active)}
+    if problem.is_conv:
+        packed = problem.replace(packed=True)
+        offers |= {row.kernel.name: (row, packed) for row in candidates(packed, active) if row.reason is None}
+    accepting = [row for row, _ in offers.values() if row.reason is None]
+    if not accepting:
+        reasons = " ".join(f"{name}: {row.reason}" for name, (row, _) in offers.items())
+        raise NoKernel(f"No kernel runs {problem} in a plan. {reasons}")
+    best = dispatch.cheapest(accepting).kernel
+    return Selection(best, offers[best.name][1])
 
 
 def candidates(problem: Problem, active: Settings) -> list[dispatch.Candidate]:
     """What eager mode would consider, without PyTorch's operators: a plan runs native kernels."""
     return [row for row in dispatch.candidates(problem, active=active) if row.kernel.native is not None]
-
-
-def _forms(problem: Problem) -> list[Problem]:
-    return [problem.replace(packed=True), problem] if problem.is_conv else [problem]
-
-
-def _best(problem: Problem, active: Settings) -> tuple[float, Selection] | None:
-    accepting = [row for row in candidates(problem, active) if row.reason is None]
-    if not accepting:
-        return None
-    best = dispatch.cheapest(accepting)
-    # Kernels without an estimate stand before the others in the list because they are better where they accept.
-    return (best.seconds or 0.0, Selection(best.kernel, problem)) if best else None

@@ -146,7 +146,10 @@ def _convolution(a: Arguments) -> Call | None:
 
 
 @rule(aten.linear.default)
-def _linear(a: Arguments) -> Call:
+def _linear(a: Arguments) -> Call | None:
+    """Of four axes only the channels of maps come second; there the last axis is not theirs."""
+    if rank(a["input"]) == 4:
+        return None
     return Call(operators.linear, (a["input"], a["weight"], a["bias"]))
 
 

@@ -38,12 +38,11 @@
 // Packed, ms of batch 1, packing in the call / packed / packed and cold (48 MB of filters in turns) / torch: 64@56 0.50
 // / 0.34 / 0.40 / 1.08, 128@28 0.38 / 0.32 / 0.49 / 1.08, 256@14 0.51 / 0.38 / 0.57 / 1.07, 512@7 0.84 / 0.50 to 0.60 /
 // 0.95 / 1.33 (F(4x4)), 0.96 / 0.63 / 0.82 (F(2x2)). The cost model takes packed filters for cold: of 60 layers of
-// resnet, vgg16 and googlenet, batch 1 and 8, it chose one that lost more than 5 % (32->128@7: igemm, 7 us); of the same
-// from warm caches five, all of them 7x7.
-// dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower, 25 % at 64@224.
-// F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
-// lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
-// (8@112: 118 against 72).
+// resnet, vgg16 and googlenet, batch 1 and 8, it chose one that lost more than 5 % (32->128@7: igemm, 7 us); of the
+// same from warm caches five, all of them 7x7. dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower,
+// 25 % at 64@224. F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42
+// against 27. Both lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet
+// with 8 channels (8@112: 118 against 72).
 #include <type_traits>
 
 #include "cpu/conv2d/pack.h"
