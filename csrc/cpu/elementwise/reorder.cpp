@@ -3,7 +3,12 @@
 // Blocks of 16 x 128 elements, long along the longer rows, be they x's or the result's: few streams far apart, each of
 // them long. Within a block squares are turned in registers (simd/transpose.h). Three
 // channels, the images a network starts with, are woven from three registers to three (simd/threes.h). Bytes: x once,
-// out once, past the caches where it is larger than the last one.
+// out once, past the caches where it is larger than the last one. A signalling NaN of 16 bits comes out quiet.
+// Zen 4, 2 threads, AVX-512, f32, torch 2.13, 2026-11-22, us and times torch's contiguous(): to channels_last 3@224 16
+// (3.1x), batch 8 88 (4.6x), 64@56 15 (4.2x), 512@14 13 (2.5x), 2048@7 18 (2.0x), 64@112 batch 8 1611 (2.0x); back
+// 3@224 batch 8 75 (4.6x), 64@56 16 (4.7x), 512@14 11 (9.9x), 64@112 batch 8 1850 (2.9x). Blocks of 16 x 64 whatever
+// the shape took 55 to 69 us for 512@14. Loses to nothing measured; two to fifteen channels, three apart, leave most of
+// a square empty.
 #include <cstring>
 
 #include "core/integers.h"
