@@ -10,7 +10,22 @@ Names of parameters and buffers are those of the published checkpoints, so their
 """
 
 # Importing a family is what puts its models into the registry.
-from fastconv.models import efficientnet_lite, mobilenet_v2, resnet, vgg  # noqa: F401
+from fastconv.models import (  # noqa: F401
+    alexnet,
+    densenet,
+    efficientnet,
+    efficientnet_lite,
+    googlenet,
+    lenet,
+    mobilenet_v1,
+    mobilenet_v2,
+    nin,
+    resnet,
+    resnet_cifar,
+    squeezenet,
+    vgg,
+    zfnet,
+)
 from fastconv.models.images import load_image, sample_photographs
 from fastconv.models.labels import imagenet_labels
 from fastconv.models.registry import ModelInfo, create_model, list_models, model_info

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fastconv.models.checks import check_images
 from fastconv.models.images import IMAGENET
 from fastconv.models.initialize import init_weights
 from fastconv.models.registry import ModelInfo, register
@@ -90,6 +91,7 @@ class MobileNetV2(nn.Module):
         init_weights(self, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fastconv.models.checks import check_images
 from fastconv.models.images import IMAGENET
 from fastconv.models.initialize import init_weights
 from fastconv.models.registry import ModelInfo, register
@@ -15,6 +16,7 @@ from fastconv.models.registry import ModelInfo, register
 _STAGE_WIDTHS = (64, 128, 256, 512, 512)
 _FINAL_SIZE = 7  # the classifier sees a 7x7 map: 224 halved by five max pools
 _HIDDEN = 4096
+_SMALLEST = 32  # five halvings leave one pixel
 
 
 class Variant(NamedTuple):
@@ -35,26 +37,35 @@ class VGG(nn.Module):
     -16 138.4 M / 15.47 G, -19 143.7 M / 19.63 G; batch norm adds 5,504 to 11,008 parameters.
     """
 
-    def __init__(self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        layers: ModuleType,
+        variant: Variant,
+        *,
+        num_classes: int = 1000,
+        dropout: float = 0.5,
+        hidden: int = _HIDDEN,
+    ) -> None:
         super().__init__()
-        self.features = _features(layers, variant)
+        self.features = convolutions(layers, variant)
         self.avgpool = layers.AdaptiveAvgPool2d(_FINAL_SIZE)
         self.classifier = nn.Sequential(
-            nn.Linear(_STAGE_WIDTHS[-1] * _FINAL_SIZE**2, _HIDDEN),
+            nn.Linear(_STAGE_WIDTHS[-1] * _FINAL_SIZE**2, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
-            nn.Linear(_HIDDEN, num_classes),
+            nn.Linear(hidden, num_classes),
         )
         init_weights(self, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x, smallest=_SMALLEST)
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
-def _features(layers: ModuleType, variant: Variant) -> nn.Sequential:
+def convolutions(layers: ModuleType, variant: Variant) -> nn.Sequential:
     """Five stages of convolutions, each ending in a 2x2 max pool: [N, 3, H, W] -> [N, 512, H/32, W/32]."""
     modules: list[nn.Module] = []
     channels = 3

@@ -1,0 +1,27 @@
+"""What every network says about an input it cannot take."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+
+def check_images(
+    network: nn.Module, x: Tensor, *, channels: int = 3, smallest: int = 1, exactly: int | None = None
+) -> None:
+    """Raise RuntimeError, as torch does for shapes, unless `x` is [N, channels, H, W] with H and W large enough.
+
+    `smallest` is the least number of pixels a side from which every layer has an output; `exactly` stands
+    instead of it where a layer takes one size only.
+    """
+    if isinstance(x, Proxy):  # a symbolic trace has no sizes
+        return
+    name, shape = type(network).__name__, tuple(x.shape)
+    if x.dim() != 4 or shape[1] != channels:
+        raise RuntimeError(f"{name} takes images [N, {channels}, H, W], but got a tensor of shape {list(shape)}.")
+    if exactly is not None and shape[2:] != (exactly, exactly):
+        raise RuntimeError(f"{name} takes images of {exactly} x {exactly} pixels, but got {shape[2]} x {shape[3]}.")
+    if shape[2] < smallest or shape[3] < smallest:
+        raise RuntimeError(
+            f"{name} takes images of at least {smallest} x {smallest} pixels, but got {shape[2]} x {shape[3]}."
+        )
