@@ -12,9 +12,11 @@ Names of parameters and buffers are those of the published checkpoints, so their
 # Importing a family is what puts its models into the registry.
 from fastconv.models import (  # noqa: F401
     alexnet,
+    deconvnet,
     densenet,
     efficientnet,
     efficientnet_lite,
+    fcn,
     googlenet,
     lenet,
     mobilenet_v1,
@@ -26,8 +28,10 @@ from fastconv.models import (  # noqa: F401
     vgg,
     zfnet,
 )
+from fastconv.models.fully_convolutional import to_fully_convolutional
 from fastconv.models.images import load_image, sample_photographs
 from fastconv.models.labels import imagenet_labels
+from fastconv.models.layer_table import layer_table
 from fastconv.models.registry import ModelInfo, create_model, list_models, model_info
 from fastconv.models.weights import load_weights, pretrained_path
 
@@ -35,10 +39,12 @@ __all__ = [
     "ModelInfo",
     "create_model",
     "imagenet_labels",
+    "layer_table",
     "list_models",
     "load_image",
     "load_weights",
     "model_info",
     "pretrained_path",
     "sample_photographs",
+    "to_fully_convolutional",
 ]

@@ -11,13 +11,13 @@ from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo, register
 
 _FINAL_SIZE = 6  # the classifier sees a 6x6 map
-_HIDDEN = 4096
+HIDDEN = 4096
 _SMALLEST = 63  # the last pool needs three pixels
 _SMALLEST_2012 = 67
 
 # Local response normalisation, section 3.3. The paper sums the squares of n neighbours; torch averages them.
 _NEIGHBOURS = 5
-_RESPONSE = {"size": _NEIGHBOURS, "alpha": 1e-4 * _NEIGHBOURS, "beta": 0.75, "k": 2.0}
+RESPONSE = {"size": _NEIGHBOURS, "alpha": 1e-4 * _NEIGHBOURS, "beta": 0.75, "k": 2.0}
 
 
 class AlexNet2012(nn.Module):
@@ -30,17 +30,17 @@ class AlexNet2012(nn.Module):
     """
 
     def __init__(
-        self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.5, hidden: int = _HIDDEN
+        self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.5, hidden: int = HIDDEN
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             layers.Conv2d(3, 96, 11, stride=4),
             nn.ReLU(inplace=True),
-            layers.LocalResponseNorm(**_RESPONSE),
+            layers.LocalResponseNorm(**RESPONSE),
             layers.MaxPool2d(3, stride=2),
             layers.Conv2d(96, 256, 5, padding=2, groups=2),
             nn.ReLU(inplace=True),
-            layers.LocalResponseNorm(**_RESPONSE),
+            layers.LocalResponseNorm(**RESPONSE),
             layers.MaxPool2d(3, stride=2),
             layers.Conv2d(256, 384, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -68,7 +68,7 @@ class AlexNet(nn.Module):
     """
 
     def __init__(
-        self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.5, hidden: int = _HIDDEN
+        self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.5, hidden: int = HIDDEN
     ) -> None:
         super().__init__()
         self.features = nn.Sequential(

@@ -144,6 +144,7 @@ class EfficientNetLite(nn.Module):
     Higher accuracy on vision models with EfficientNet-Lite, TensorFlow blog, 2020.
     Image side, parameters / multiply-adds: Lite0 224, 4.7 M / 0.39 G; Lite1 240, 5.4 M / 0.60 G;
     Lite2 260, 6.1 M / 0.86 G; Lite3 280, 8.2 M / 1.38 G; Lite4 300, 13.0 M / 2.55 G.
+    Receptive field of the last convolution 851, 1115, 1115, 1339, 1731.
     """
 
     def __init__(

@@ -134,7 +134,7 @@ class GoogLeNet(nn.Module):
     section 5, table 1, figures 2 and 3. The paper's network has local response norms and 5x5 filters
     (`googlenet_2014`: 13.38 M parameters, 1.58 G multiply-adds); torchvision's has batch norm and 3x3 ones in their
     place (`googlenet`: 13.00 M, 1.50 G). The auxiliary classifiers have 6.4 M of the parameters and run in
-    training only, where the result is a `GoogLeNetOutputs`. Receptive field of the last module 523 and 907.
+    training only, where the result is a `GoogLeNetOutputs`. Receptive field of the last module 379 (2014: 651).
     """
 
     def __init__(

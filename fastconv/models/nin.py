@@ -36,7 +36,7 @@ class NINCifar(nn.Module):
     """Network in Network for small images, [N, 3, H, W] with H, W >= 4 -> logits [N, num_classes]; made for 32x32.
 
     Lin, Chen, Yan: Network In Network, 2013, sections 3 and 4.2, with the layer sizes of the authors' release.
-    966,986 parameters, 222.5 M multiply-adds at 32x32; receptive field of the last layer 31.
+    966,986 parameters, 222.5 M multiply-adds at 32x32; receptive field of the last layer 27.
     """
 
     def __init__(self, layers: ModuleType, *, num_classes: int = 10, dropout: float = 0.5) -> None:
@@ -62,7 +62,7 @@ class NIN(nn.Module):
     """Network in Network for photographs, [N, 3, H, W] with H, W >= 39 -> logits [N, num_classes]; made for 224x224.
 
     Lin, Chen, Yan: Network In Network, 2013; the four blocks the authors released for ImageNet. 7,595,176
-    parameters, 1.10 G multiply-adds at 224x224; receptive field of the last layer 163.
+    parameters, 1.10 G multiply-adds at 224x224; receptive field of the last layer 195.
     """
 
     def __init__(self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.5) -> None:

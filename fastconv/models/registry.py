@@ -78,10 +78,11 @@ def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv"
     keyword arguments go to the family's class; all take `num_classes`.
     """
     info = model_info(name)
-    return info.build(_layer_module(layers), **kwargs)
+    return info.build(layer_module(layers), **kwargs)
 
 
-def _layer_module(layers: str) -> ModuleType:
+def layer_module(layers: str) -> ModuleType:
+    """The module `layers` stands for; a ValueError if it is neither "fastconv" nor "torch"."""
     if layers not in _LAYER_MODULES:
         known = " or ".join(map(repr, _LAYER_MODULES))
         raise ValueError(f"The argument layers={layers!r} must be {known}.")

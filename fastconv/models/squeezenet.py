@@ -52,7 +52,8 @@ class SqueezeNet(nn.Module):
 
     Iandola, Han, Moskewicz, Ashraf, Dally, Keutzer: SqueezeNet: AlexNet-level accuracy with 50x fewer parameters and
     <0.5MB model size, 2016, section 3, table 1; release 1.1 has the same accuracy from 2.4 times fewer products.
-    Parameters / multiply-adds at 224x224: 1.0 1.25 M / 0.82 G, 1.1 1.24 M / 0.35 G.
+    Parameters / multiply-adds at 224x224: 1.0 1.25 M / 0.82 G, 1.1 1.24 M / 0.35 G. Receptive field of the
+    last module 155 and 207.
     """
 
     def __init__(self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000, dropout: float = 0.5) -> None:

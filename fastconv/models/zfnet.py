@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from fastconv.models.alexnet import _HIDDEN, _RESPONSE, classifier, init_gaussian
+from fastconv.models.alexnet import HIDDEN, RESPONSE, classifier, init_gaussian
 from fastconv.models.checks import check_images
 from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo, register
@@ -32,7 +32,7 @@ class ZFNet(nn.Module):
         *,
         num_classes: int = 1000,
         dropout: float = 0.5,
-        hidden: int = _HIDDEN,
+        hidden: int = HIDDEN,
     ) -> None:
         super().__init__()
         third, fourth, fifth = widths
@@ -40,11 +40,11 @@ class ZFNet(nn.Module):
             layers.Conv2d(3, 96, 7, stride=2, padding=1),
             nn.ReLU(inplace=True),
             layers.MaxPool2d(3, stride=2, ceil_mode=True),
-            layers.LocalResponseNorm(**_RESPONSE),
+            layers.LocalResponseNorm(**RESPONSE),
             layers.Conv2d(96, 256, 5, stride=2),
             nn.ReLU(inplace=True),
             layers.MaxPool2d(3, stride=2, ceil_mode=True),
-            layers.LocalResponseNorm(**_RESPONSE),
+            layers.LocalResponseNorm(**RESPONSE),
             layers.Conv2d(256, third, 3, padding=1),
             nn.ReLU(inplace=True),
             layers.Conv2d(third, fourth, 3, padding=1),
