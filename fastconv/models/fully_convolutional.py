@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastconv.models.registry import layer_module
-from fastconv.models.tracing import layer_of, trace
+from fastconv.models.tracing import evaluating, layer_of, trace
 
 _IMAGE_AXES = 4  # N, C, H, W
 # Layers that treat every value alone: the classifier may have them around its linear layers.
@@ -35,16 +35,16 @@ def to_fully_convolutional(
 
     Raises ValueError where the model has something else behind its last map.
     """
-    training = model.training
-    traced = trace(model.eval())
-    shapes = _shapes(traced, image)
-    model.train(training)
+    with evaluating(model):
+        traced = trace(model)
+        shapes = _shapes(traced, image)
     conversion = _Conversion(traced, shapes, layer_module(layers))
     for node in list(traced.graph.nodes):
         conversion.convert(node)
     traced.graph.lint()
     traced.recompile()
-    return traced.train(training)
+    traced.training = model.training
+    return traced
 
 
 def _shapes(traced: fx.GraphModule, image: Tensor) -> dict[fx.Node, torch.Size]:

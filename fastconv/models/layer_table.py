@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from fastconv.models.tracing import inputs_of, layer_of, trace
+from fastconv.models.tracing import evaluating, layer_of, trace
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 _ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -86,15 +86,10 @@ def layer_table(model: nn.Module, image: Tensor) -> LayerTable:
     Layers are modules of torch.nn and fastconv.nn; sums, products and concatenations have rows of their own.
     Raises ValueError where the model decides by the values or sizes of its input.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        walk = _Walk(trace(model.eval()))
-        with torch.no_grad():
-            model(image)  # says what is wrong with the image better than a layer inside can
-            walk.run(image)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        walk = _Walk(trace(model))
+        model(image)  # says what is wrong with the image better than a layer inside can
+        walk.run(image)
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     return LayerTable(tuple(walk.rows), trainable - sum(row.parameters for row in walk.rows))
 
@@ -112,15 +107,16 @@ class _Walk(fx.Interpreter):
         result = super().run_node(node)
         if node.op == "output":
             return result
-        before = inputs_of(node, self.env)
+        before = [other for other in node.all_input_nodes if other in self.views]
         maps = [other for other in before if other.op != "get_attr"]
+        tensors = [other for other in before if isinstance(self.env[other], Tensor)]
         layer = layer_of(self.module, node)
         views = _join(self.views[other] for other in maps) if maps else (View(), View())
-        output = result[0] if isinstance(result, tuple) else result
+        output = result[0] if isinstance(result, tuple) else result  # a pool's output, beside its indices
         source = self.env[maps[0]] if maps else output
         views = _after_layer(layer, views, source) if layer else _after_function(node, views, source, output)
         self.views[node] = views
-        if isinstance(output, Tensor) and (layer is not None or (len(before) > 1 and maps)):
+        if isinstance(output, Tensor) and (layer is not None or (len(tensors) > 1 and maps)):
             held = layer.parameters() if layer else (self.env[other] for other in before if other.op == "get_attr")
             formula, sizes = _by_formula(layer, source)
             self.rows.append(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 _LAYER_PACKAGES = ("torch.nn.", "fastconv.nn.")
 
@@ -30,9 +31,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
-def inputs_of(node: fx.Node, values: dict[fx.Node, Any]) -> list[fx.Node]:
-    """The nodes before `node` whose values are tensors, in the order of its arguments."""
-    return [before for before in node.all_input_nodes if isinstance(values.get(before), Tensor)]
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def layer_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -60,11 +60,10 @@ def test_sizes_and_gradients(name: str):
             assert parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("layers", ["fastconv"])
 @pytest.mark.parametrize("name", THIN)
-def test_three_steps_lower_the_loss(name: str, layers: str):
+def test_three_steps_lower_the_loss(name: str):
     thin = THIN[name]
-    model = without_chance(thin.model(layers))
+    model = without_chance(thin.model())
     images = thin.images()
     generator = torch.Generator().manual_seed(2)
     shape = (len(images), *images.shape[2:]) if thin.dense else (len(images),)

@@ -108,7 +108,7 @@ THIN = {
     "resnet_zero_pad": _resnet(Bottleneck, "zero_pad"),
     "resnet_cifar": Thin(partial(ResNetCifar, variant=Small(8, "zero_pad", *_UNCOUNTED)), (16, 24)),
     "squeezenet": Thin(
-        partial(SqueezeNet, variant=Squeezed(16, 3, ("pool", 4, "pool", 8, 8), 7, *_UNCOUNTED)), (32, 48)
+        partial(SqueezeNet, variant=Squeezed(16, 3, ("pool", 4, "pool", 8, 8), 9, *_UNCOUNTED)), (32, 48)
     ),
     "vgg": Thin(partial(VGG, variant=Stacked(_SHALLOW, False, *_UNCOUNTED, widths=_NARROW), hidden=16), (32, 64)),
     "vgg_bn": Thin(partial(VGG, variant=Stacked(_SHALLOW, True, *_UNCOUNTED, widths=_NARROW), hidden=16), (32, 64)),
