@@ -105,9 +105,14 @@ class FCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self, x)
-        pool3 = self.features[: self.pool3](x)
-        pool4 = self.features[self.pool3 : self.pool4](pool3)
-        scores = self.classifier(self.features[self.pool4 :](pool4))
+        y = x
+        for index, layer in enumerate(self.features, start=1):
+            y = layer(y)
+            if index == self.pool3:
+                pool3 = y
+            if index == self.pool4:
+                pool4 = y
+        scores = self.classifier(y)
         if self.stride <= 16:
             scores = self.upsample_to_pool4(scores)
             scores = scores + _cut(self.score_pool4(pool4), _CROP_POOL4, scores)
