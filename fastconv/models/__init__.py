@@ -5,6 +5,8 @@
     info = model_info("efficientnet_lite0")
     logits = model(load_image("cat.png", info.image_size, info.normalization))
     print(imagenet_labels()[logits.argmax()])
+    table = layer_table(model, torch.empty(1, 3, 224, 224))  # what `fastconv models NAME` prints
+    dense = to_fully_convolutional(model, torch.empty(1, 3, 224, 224))  # logits for every window of any image
 
 Names of parameters and buffers are those of the published checkpoints, so their weights load as they are.
 """

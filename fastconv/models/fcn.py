@@ -122,13 +122,13 @@ class FCN(nn.Module):
         return _cut(self.upsample(scores), self.crop, x).contiguous()
 
 
-_VARIANTS = {
+VARIANTS = {
     "fcn32s": Variant(32, 19, 134_346_581, 181_365_854_976),
     "fcn16s": Variant(16, 27, 134_364_410, 181_448_086_272),
     "fcn8s": Variant(8, 31, 134_376_863, 181_529_034_048),
 }
 
-for _name, _variant in _VARIANTS.items():
+for _name, _variant in VARIANTS.items():
     register(
         ModelInfo(
             name=_name,

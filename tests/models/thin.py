@@ -18,7 +18,7 @@ from fastconv.models.efficientnet import Variant as Efficient
 from fastconv.models.efficientnet_lite import EfficientNetLite
 from fastconv.models.efficientnet_lite import Variant as Lite
 from fastconv.models.fcn import FCN
-from fastconv.models.fcn import Variant as Upsampled
+from fastconv.models.fcn import VARIANTS as UPSAMPLED
 from fastconv.models.googlenet import GoogLeNet
 from fastconv.models.googlenet import Variant as Google
 from fastconv.models.lenet import MLP, LeNet5, LeNet5ReLU
@@ -70,10 +70,9 @@ def _resnet(block: type[nn.Module], shortcut: str) -> Thin:
     return Thin(partial(ResNet, variant=Residual(block, (1, 1, 1, 1), *_UNCOUNTED, shortcut)), (32, 48))
 
 
-def _fcn(stride: int, crop: int) -> Thin:
+def _fcn(name: str) -> Thin:
     backbone = Stacked(_SHALLOW, False, *_UNCOUNTED, widths=_NARROW)
-    variant = Upsampled(stride, crop, *_UNCOUNTED)
-    return Thin(partial(FCN, variant=variant, hidden=16, backbone=backbone), (33, 64), dense=True)
+    return Thin(partial(FCN, variant=UPSAMPLED[name], hidden=16, backbone=backbone), (33, 64), dense=True)
 
 
 THIN = {
@@ -86,9 +85,9 @@ THIN = {
     ),
     "efficientnet": Thin(partial(EfficientNet, variant=Efficient(0.25, 0.5, 64, 0.2, *_UNCOUNTED)), (32, 48)),
     "efficientnet_lite": Thin(partial(EfficientNetLite, variant=Lite(0.25, 0.5, 64, 0.2, *_UNCOUNTED)), (64, 48)),
-    "fcn16s": _fcn(16, 27),
-    "fcn32s": _fcn(32, 19),
-    "fcn8s": _fcn(8, 31),
+    "fcn16s": _fcn("fcn16s"),
+    "fcn32s": _fcn("fcn32s"),
+    "fcn8s": _fcn("fcn8s"),
     "googlenet": Thin(partial(GoogLeNet, variant=Google(True, 3, 15, *_UNCOUNTED)), (32, 48)),
     "googlenet_2014": Thin(partial(GoogLeNet, variant=Google(False, 5, 31, *_UNCOUNTED)), (32, 48)),
     "lenet5": Thin(LeNet5, (32,), channels=1),
