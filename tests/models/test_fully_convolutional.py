@@ -58,6 +58,24 @@ def test_every_window_gets_the_classifiers_scores():
                     assert relative_error(scores[:, :, row, column], expected) <= EXACT
 
 
+def test_an_average_over_the_map_slides_over_windows_of_its_size():
+    """The last map of a larger image, window by window, through the pool and the linear layer as they were."""
+    thin = THIN["densenet_cifar"]
+    model = thin.model().double().eval()
+    converted = to_fully_convolutional(model, thin.images(16, count=1).double())
+    image = thin.images(32, count=1).double()
+    with torch.no_grad():
+        scores = converted(image)
+        features = model.relu(model.features(image))
+        side = 16 // 4  # the size of the map the classifier was made for
+        assert scores.shape == (1, CLASSES, features.shape[2] - side + 1, features.shape[3] - side + 1)
+        for row in range(scores.shape[2]):
+            for column in range(scores.shape[3]):
+                window = features[:, :, row : row + side, column : column + side]
+                expected = model.classifier(window.mean((2, 3)))
+                assert relative_error(scores[:, :, row, column], expected) <= EXACT
+
+
 def test_parameters_are_the_models_own():
     model = THIN["vgg"].model()
     converted = to_fully_convolutional(model, torch.zeros(1, 3, 224, 224))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -96,6 +97,26 @@ def test_every_row_is_torchs(name: str):
     for key, module in model.named_modules():
         if isinstance(module, windows) and not key.startswith(skipped):
             assert key in rows, key
+
+
+def geometries() -> list[nn.Module]:
+    """Windows of every small kernel, stride, padding, dilation and rounding."""
+    found: list[nn.Module] = []
+    for kernel, stride, padding in product((1, 2, 3), (1, 2, 3, 4), (0, 1)):
+        if 2 * padding <= kernel:
+            found += [nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil) for ceil in (False, True)]
+            found += [nn.AvgPool2d(kernel, stride, padding, ceil_mode=ceil) for ceil in (False, True)]
+        found += [nn.Conv2d(1, 1, kernel, stride, padding, dilation=dilation) for dilation in (1, 2)]
+        extras = range(min(stride, 2))
+        found += [nn.ConvTranspose2d(1, 1, kernel, stride, padding, output_padding=extra) for extra in extras]
+    return found
+
+
+def test_the_formula_holds_for_every_geometry():
+    with torch.device("meta"):
+        for layer in geometries():
+            for height, width in ((5, 6), (7, 8)):
+                checked(nn.Sequential(layer), torch.empty(1, 1, height, width))
 
 
 @pytest.mark.parametrize("name", ["alexnet_2012", "googlenet_2014", "lenet5", "resnet50", "vgg16", "zfnet"])
