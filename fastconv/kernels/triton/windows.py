@@ -1,0 +1,127 @@
+"""What pools share: where windows begin and end, which windows see an input position, and their divisors."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastconv.kernels.triton import configure
+from fastconv.kernels.triton.launch import SIZES, Launch, window_arguments
+from fastconv.problem import Problem
+
+WARPS = 4
+ELEMENTS = 1024  # results of a block
+POOL_SIZES = (*SIZES, "slots_h", "slots_w", "end_h", "end_w")
+
+
+@triton.jit
+def scaled(position, numerator, denominator):
+    """floor(position · numerator / denominator) without overflow."""
+    return (position.to(tl.int64) * numerator // denominator).to(tl.int32)
+
+
+@triton.jit
+def tap_position(o, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.constexpr, ADAPTIVE: tl.constexpr):
+    """Input position of the slot-th tap of window ``o`` along one axis, and whether there is one inside."""
+    if ADAPTIVE:
+        position = scaled(o, size, out) + slot
+        return position, position * tl.cast(out, tl.int64) < (o + 1) * tl.cast(size, tl.int64)
+    position = o * STRIDE - pad + slot * DILATION
+    return position, (position >= 0) & (position < size)
+
+
+@triton.jit
+def window_position(i, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.constexpr, ADAPTIVE: tl.constexpr):
+    """The slot-th window along one axis that could see input position ``i``, and whether it does.
+
+    A sliding window sees it through tap ``slot``; adaptive windows are counted from the first that sees it.
+    """
+    if ADAPTIVE:
+        o = scaled(i, out, size) + slot
+        return o, o * tl.cast(size, tl.int64) < (i + 1) * tl.cast(out, tl.int64)
+    reach = i + pad - slot * DILATION
+    o = reach // STRIDE
+    return o, (reach >= 0) & (reach % STRIDE == 0) & (o < out)
+
+
+@triton.jit
+def axis_count(
+    o, size, out, pad, pad_end, WINDOW: tl.constexpr, STRIDE: tl.constexpr, ADAPTIVE: tl.constexpr, PADDED: tl.constexpr
+):
+    """How many taps of window ``o`` an average divides by, along one axis."""
+    if ADAPTIVE:
+        end = ((o + 1) * tl.cast(size, tl.int64) + out - 1) // out
+        return end.to(tl.int32) - scaled(o, size, out)
+    start = o * STRIDE - pad
+    end = tl.minimum(start + WINDOW, size + pad_end)
+    if PADDED:
+        return end - start
+    return tl.minimum(end, size) - tl.maximum(start, 0)
+
+
+@triton.jit
+def divisor(
+    p,
+    q,
+    height,
+    width,
+    out_height,
+    out_width,
+    pad_h,
+    pad_w,
+    end_h,
+    end_w,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
+    PADDED: tl.constexpr,
+    OVERRIDE: tl.constexpr,
+):
+    """What the sum of window (p, q) is divided by, in float."""
+    if OVERRIDE != 0:
+        return (p * 0 + q * 0 + OVERRIDE).to(tl.float32)
+    rows = axis_count(p, height, out_height, pad_h, end_h, R, STRIDE_H, ADAPTIVE, PADDED)
+    columns = axis_count(q, width, out_width, pad_w, end_w, S, STRIDE_W, ADAPTIVE, PADDED)
+    return tl.maximum(rows * columns, 1).to(tl.float32)
+
+
+def is_adaptive(problem: Problem) -> bool:
+    return problem.op.startswith("adaptive")
+
+
+def longest_window(size: int, out: int) -> int:
+    """Taps of the longest of ``out`` adaptive windows over ``size`` positions."""
+    return max(configure.cdiv((o + 1) * size, out) - o * size // out for o in range(out))
+
+
+def slots(problem: Problem, backward: bool) -> dict[str, int]:
+    """How many taps a window has at most along each axis; backward: how many windows may see one position."""
+    pairs = []
+    for axis in (problem.h, problem.w):
+        if is_adaptive(problem):
+            pairs.append(longest_window(axis.out, axis.size) if backward else longest_window(axis.size, axis.out))
+        else:
+            pairs.append(axis.window)
+    return dict(zip(("slots_h", "slots_w"), pairs, strict=True))
+
+
+def pool_launch(problem: Problem, kernel: Any, tensors: dict[str, Tensor], backward: bool, **extra: Any) -> Launch:
+    """The start of a pool's kernel over what it writes: windows, or backward input positions."""
+    h, v = problem.h, problem.w
+    pixels = problem.n * (h.size * v.size if backward else h.out * v.out)
+    tile = configure.map_tile(problem.dtype, pixels, problem.c, problem.layout == "nhwc", ELEMENTS)
+    arguments = {
+        **tensors,
+        "channels": problem.c,
+        **window_arguments(problem),
+        **slots(problem, backward),
+        "ADAPTIVE": is_adaptive(problem),
+        "BLOCK_M": tile.m,
+        "BLOCK_N": tile.n,
+        **extra,
+    }
+    grid = (configure.cdiv(pixels, tile.m) * configure.cdiv(problem.c, tile.n),)
+    return Launch(kernel, grid, arguments, WARPS)
