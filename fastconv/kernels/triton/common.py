@@ -22,7 +22,8 @@ def widen(x):
     if INTERPRETED and x.dtype == tl.bfloat16:
         bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << BFLOAT_SHIFT
         return bits.to(tl.float32, bitcast=True)
-    return x.to(tl.float32)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -33,7 +34,8 @@ def narrow(x, TYPE: tl.constexpr):
         rounded = (bits + BFLOAT_HALF + ((bits >> BFLOAT_SHIFT) & 1)) >> BFLOAT_SHIFT
         rounded = tl.where(x != x, BFLOAT_NAN, rounded)
         return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(TYPE)
+    else:
+        return x.to(TYPE)
 
 
 @triton.jit
@@ -41,7 +43,8 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     """sums + a · b in float, by matrix instructions where the type has them."""
     if INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(widen(a), widen(b), sums, input_precision=PRECISION)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit
@@ -56,7 +59,9 @@ def offsets(image, row, column, channel, height, width, channels, CHANNELS_LAST:
     """64-bit offsets of elements in a dense tensor of ``channels``; pixels and channels broadcast."""
     if CHANNELS_LAST:
         return ((image.to(tl.int64) * height + row) * width + column) * channels + channel
-    return image.to(tl.int64) * channels * height * width + channel.to(tl.int64) * height * width + row * width + column
+    else:
+        plane = image.to(tl.int64) * channels + channel
+        return (plane * height + row) * width + column
 
 
 @triton.jit
@@ -70,7 +75,7 @@ def phase_taps(phase, pad, WINDOW: tl.constexpr, STRIDE: tl.constexpr, DILATION:
     first = tl.cast(WINDOW, tl.int32)
     for r in tl.static_range(STEP):
         hit = (phase + pad + WINDOW * STRIDE * DILATION - r * DILATION) % STRIDE == 0
-        first = tl.where(hit & (first == WINDOW), tl.minimum(r, WINDOW), first)
+        first = tl.where(hit, r, first)
     count = (WINDOW - first + STEP - 1) // STEP
     # Exact where there is a tap; rounded somehow, and never used, where there is none.
     origin = (phase + pad - first * DILATION) // STRIDE

@@ -27,8 +27,9 @@ def tap_position(o, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.con
     if ADAPTIVE:
         position = scaled(o, size, out) + slot
         return position, position * tl.cast(out, tl.int64) < (o + 1) * tl.cast(size, tl.int64)
-    position = o * STRIDE - pad + slot * DILATION
-    return position, (position >= 0) & (position < size)
+    else:
+        position = o * STRIDE - pad + slot * DILATION
+        return position, (position >= 0) & (position < size)
 
 
 @triton.jit
@@ -40,9 +41,10 @@ def window_position(i, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.
     if ADAPTIVE:
         o = scaled(i, out, size) + slot
         return o, o * tl.cast(size, tl.int64) < (i + 1) * tl.cast(out, tl.int64)
-    reach = i + pad - slot * DILATION
-    o = reach // STRIDE
-    return o, (reach >= 0) & (reach % STRIDE == 0) & (o < out)
+    else:
+        reach = i + pad - slot * DILATION
+        o = reach // STRIDE
+        return o, (reach >= 0) & (reach % STRIDE == 0) & (o < out)
 
 
 @triton.jit
@@ -52,12 +54,12 @@ def axis_count(
     """How many taps of window ``o`` an average divides by, along one axis."""
     if ADAPTIVE:
         end = ((o + 1) * tl.cast(size, tl.int64) + out - 1) // out
-        return end.to(tl.int32) - scaled(o, size, out)
-    start = o * STRIDE - pad
-    end = tl.minimum(start + WINDOW, size + pad_end)
-    if PADDED:
-        return end - start
-    return tl.minimum(end, size) - tl.maximum(start, 0)
+        count = end.to(tl.int32) - scaled(o, size, out)
+    else:
+        start = o * STRIDE - pad
+        stop = tl.minimum(start + WINDOW, size + pad_end)
+        count = stop - start if PADDED else tl.minimum(stop, size) - tl.maximum(start, 0)
+    return count
 
 
 @triton.jit
@@ -83,9 +85,10 @@ def divisor(
     """What the sum of window (p, q) is divided by, in float."""
     if OVERRIDE != 0:
         return (p * 0 + q * 0 + OVERRIDE).to(tl.float32)
-    rows = axis_count(p, height, out_height, pad_h, end_h, R, STRIDE_H, ADAPTIVE, PADDED)
-    columns = axis_count(q, width, out_width, pad_w, end_w, S, STRIDE_W, ADAPTIVE, PADDED)
-    return tl.maximum(rows * columns, 1).to(tl.float32)
+    else:
+        rows = axis_count(p, height, out_height, pad_h, end_h, R, STRIDE_H, ADAPTIVE, PADDED)
+        columns = axis_count(q, width, out_width, pad_w, end_w, S, STRIDE_W, ADAPTIVE, PADDED)
+        return tl.maximum(rows * columns, 1).to(tl.float32)
 
 
 def is_adaptive(problem: Problem) -> bool:
