@@ -40,6 +40,9 @@ TABLE = (
     ("adaptiveavg2d/dgrad_window_triton", "adaptiveavg2d", "dgrad", "avgpool"),
     ("unpool2d/fprop_direct_triton", "unpool2d", "fprop", "unpool"),
     ("unpool2d/dgrad_direct_triton", "unpool2d", "dgrad", "unpool"),
+    ("batchnorm2d/fprop_direct_triton", "batchnorm2d", "fprop", "norm_fprop"),
+    ("batchnorm2d/dgrad_direct_triton", "batchnorm2d", "dgrad", "norm_grad"),
+    ("batchnorm2d/wgrad_direct_triton", "batchnorm2d", "wgrad", "norm_grad"),
 )
 
 

@@ -20,6 +20,6 @@ def small_tile(problem: Problem, number: int) -> Tile:
         while problem.k // problem.groups > BLOCKS // 2 * m:
             m *= 2
         return Tile(m, 4 * n, k)
-    while (size if problem.pass_ == "dgrad" else out) > BLOCKS * m:
+    while (size if problem.pass_ == "dgrad" or problem.is_norm else out) > BLOCKS * m:
         m *= 2
     return Tile(m, n, k)
