@@ -17,9 +17,13 @@ VECTOR = 16  # bytes one thread loads at once
 WARP = 32
 REGISTERS = 65536  # of 32 bits, on one multiprocessor
 LATENCY = 700  # cycles from an asynchronous copy to its data
+OVERHEAD = 100  # cycles of addresses and barriers in each step of a product's loop
 LEAST = 16  # rows, columns and depth of the smallest matrix instruction Triton takes
 WARPGROUP_ROWS = 64  # rows of a wgmma instruction
 MMA_RATE = 0.6  # of the matrix rate, on Hopper and later, without wgmma (mma.sync alone)
+DEPTHS = (16, 32, 64)  # of a tile
+# Values of a thread above which ptxas 12.8 spilled, for sm_80 to sm_100; numbered depths have an address for each.
+MOST_LIVE, MOST_LIVE_NUMBERED = 128, 96
 PARTIALS = 64 << 20  # bytes that the partial sums of a filter gradient may take
 
 
@@ -87,19 +91,22 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int) -> Tile:
-    """The tile of an m x n product, k deep, each rounded up to a power of two first."""
-    return _forced or _matrix_tile(dtype, power(m), power(n), power(k), architecture)
+def matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, channels: int = 0) -> Tile:
+    """The tile of an m x n product, k deep, each rounded up to a power of two first.
+
+    channels: of one tap, where the depth is taps and channels of an implicit product.
+    """
+    numbered = frozenset(depth for depth in DEPTHS if channels and flat(channels, depth))
+    return _forced or _matrix_tile(dtype, power(m), power(n), power(k), architecture, numbered)
 
 
 @lru_cache(maxsize=4096)
-def _matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int) -> Tile:
-    return min(
-        _matrix_candidates(dtype, n, k, architecture), key=lambda t: matrix_cycles(t, dtype, m, n, k, architecture)
-    )
+def _matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Tile:
+    candidates = _matrix_candidates(dtype, n, k, architecture, numbered)
+    return min(candidates, key=lambda tile: matrix_cycles(tile, dtype, m, n, k, architecture))
 
 
-def _matrix_candidates(dtype: str, n: int, k: int, architecture: int) -> Iterator[Tile]:
+def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Iterator[Tile]:
     chip = machine(architecture)
     if dtype == "f32":
         # Without a matrix instruction both operands pass through registers: deep or wide tiles would spill.
@@ -107,15 +114,19 @@ def _matrix_candidates(dtype: str, n: int, k: int, architecture: int) -> Iterato
             yield Tile(rows, min(columns, max(LEAST, n)), LEAST, 4, 2)
         return
     least_rows = WARPGROUP_ROWS if architecture >= 90 else LEAST * 2
-    for rows, columns, depth, stages in product((32, 64, 128), (16, 32, 64, 128, 256), (16, 32, 64), (2, 3, 4)):
+    for rows, columns, depth, stages in product((32, 64, 128), (16, 32, 64, 128, 256), DEPTHS, (2, 3, 4)):
         warps = 8 if rows * columns > 128 * 64 else 4
         tile = Tile(rows, columns, depth, warps, stages)
         wide = columns > max(LEAST, n) or depth > max(LEAST, k)
         if rows < least_rows or wide or shared_bytes(tile, dtype) > chip.shared:
             continue
-        # Sums, and the addresses of what is loaded: above this, ptxas spills.
-        if accumulators(tile) <= (128 if warps == 8 else 64):
+        if live(tile) <= (MOST_LIVE_NUMBERED if depth in numbered else MOST_LIVE):
             yield tile
+
+
+def live(tile: Tile) -> int:
+    """Values a thread holds: its sums, and what it loads in a step."""
+    return accumulators(tile) + (tile.m + tile.n) * tile.k // (tile.warps * WARP)
 
 
 def shared_bytes(tile: Tile, dtype: str) -> int:
@@ -143,7 +154,7 @@ def matrix_cycles(tile: Tile, dtype: str, m: int, n: int, k: int, architecture: 
     resident = occupancy(tile, dtype, architecture)
     blocks = cdiv(m, tile.m) * cdiv(n, tile.n)
     together = min(resident, cdiv(blocks, chip.multiprocessors))
-    step = max(
+    step = OVERHEAD + max(
         together * 2 * tile.m * tile.n * tile.k / rate,
         together * (tile.m + tile.n) * tile.k * size / chip.l2,
         LATENCY / tile.stages,
@@ -184,9 +195,9 @@ def map_tile(dtype: str, pixels: int, channels: int, channels_last: bool, elemen
     return Tile(rows, max(1, min(power(channels), elements // rows // 4)), 1)
 
 
-def flat(channels: int, tile: Tile) -> bool:
+def flat(channels: int, depth: int) -> bool:
     """Whether taps and channels are numbered in one row: where blocks of channels would waste more than a quarter."""
-    return 4 * cdiv(channels, tile.k) * tile.k > 5 * channels
+    return 4 * cdiv(channels, depth) * depth > 5 * channels
 
 
 def is_forced() -> bool:

@@ -176,7 +176,8 @@ def plan(
     common = gcd(h.stride, h.dilation), gcd(v.stride, v.dilation)
     pixels = problem.n * configure.cdiv(h.size, h.stride) * configure.cdiv(v.size, v.stride)
     taps = configure.cdiv(h.window * common[0], h.stride) * configure.cdiv(v.window * common[1], v.stride)
-    tile = configure.matrix_tile(problem.dtype, pixels, channels, taps * filters, architecture or architecture_of(y))
+    architecture = architecture or architecture_of(y)
+    tile = configure.matrix_tile(problem.dtype, pixels, channels, taps * filters, architecture, filters)
     grid = (
         configure.cdiv(pixels, tile.m) * configure.cdiv(channels, tile.n) * problem.groups,
         h.stride * v.stride,

@@ -151,7 +151,8 @@ def plan(
     y = written(problem, x, (problem.n, problem.k, h.out, v.out), out)
     channels, filters = problem.c // problem.groups, problem.k // problem.groups
     pixels, depth = problem.n * h.out * v.out, channels * h.window * v.window
-    tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture or architecture_of(x))
+    architecture = architecture or architecture_of(x)
+    tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture, channels)
     grid = (configure.cdiv(pixels, tile.m) * configure.cdiv(filters, tile.n) * problem.groups,)
     arguments = {
         "x": x,

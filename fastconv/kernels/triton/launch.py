@@ -127,7 +127,7 @@ def epilogue_arguments(
 def matrix_arguments(problem: Problem, channels: int, tile: Tile) -> dict[str, Any]:
     """Tile of an implicit product whose depth is taps and ``channels``."""
     return {
-        "FLAT": configure.flat(channels, tile),
+        "FLAT": configure.flat(channels, tile.k),
         "EVEN": channels % tile.k == 0,
         "PRECISION": precision(problem),
         "BLOCK_M": tile.m,

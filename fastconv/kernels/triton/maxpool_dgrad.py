@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastconv.kernels.triton import windows
 from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
-from fastconv.kernels.triton.launch import Launch, too_large, written
+from fastconv.kernels.triton.launch import Launch, written
 from fastconv.kernels.triton.windows import POOL_SIZES, pool_launch, window_position
 from fastconv.problem import Problem
 
@@ -22,7 +23,7 @@ from fastconv.problem import Problem
 def refuses(problem: Problem) -> str | None:
     if problem.index == "none":
         return "It gathers by index, but the problem keeps none."
-    return too_large(problem)
+    return windows.refuses(problem)
 
 
 @triton.jit(do_not_specialize=POOL_SIZES)

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastconv.kernels.triton import windows
 from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
-from fastconv.kernels.triton.launch import Launch, too_large, written
+from fastconv.kernels.triton.launch import Launch, written
 from fastconv.kernels.triton.windows import POOL_SIZES, pool_launch, tap_position
 from fastconv.problem import Problem
 
@@ -26,7 +27,7 @@ def refuses(problem: Problem) -> str | None:
     taps = problem.h.window * problem.w.window
     if problem.index == "u8" and taps > BYTE_TAPS:
         return f"One byte numbers {BYTE_TAPS} taps at most, but R·S={taps}."
-    return too_large(problem)
+    return windows.refuses(problem)
 
 
 @triton.jit(do_not_specialize=POOL_SIZES)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.launch import SIZES, Launch, window_arguments
+from fastconv.kernels.triton.launch import MOST_BLOCKS, SIZES, Launch, too_large, window_arguments
 from fastconv.problem import Problem
 
 WARPS = 4
@@ -16,17 +16,11 @@ POOL_SIZES = (*SIZES, "slots_h", "slots_w", "end_h", "end_w")
 
 
 @triton.jit
-def scaled(position, numerator, denominator):
-    """floor(position · numerator / denominator) without overflow."""
-    return (position.to(tl.int64) * numerator // denominator).to(tl.int32)
-
-
-@triton.jit
 def tap_position(o, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.constexpr, ADAPTIVE: tl.constexpr):
     """Input position of the slot-th tap of window ``o`` along one axis, and whether there is one inside."""
     if ADAPTIVE:
-        position = scaled(o, size, out) + slot
-        return position, position * tl.cast(out, tl.int64) < (o + 1) * tl.cast(size, tl.int64)
+        position = o * size // out + slot
+        return position, position * out < (o + 1) * size
     else:
         position = o * STRIDE - pad + slot * DILATION
         return position, (position >= 0) & (position < size)
@@ -39,8 +33,8 @@ def window_position(i, slot, size, out, pad, STRIDE: tl.constexpr, DILATION: tl.
     A sliding window sees it through tap ``slot``; adaptive windows are counted from the first that sees it.
     """
     if ADAPTIVE:
-        o = scaled(i, out, size) + slot
-        return o, o * tl.cast(size, tl.int64) < (i + 1) * tl.cast(out, tl.int64)
+        o = i * out // size + slot
+        return o, o * size < (i + 1) * out
     else:
         reach = i + pad - slot * DILATION
         o = reach // STRIDE
@@ -53,8 +47,7 @@ def axis_count(
 ):
     """How many taps of window ``o`` an average divides by, along one axis."""
     if ADAPTIVE:
-        end = ((o + 1) * tl.cast(size, tl.int64) + out - 1) // out
-        count = end.to(tl.int32) - scaled(o, size, out)
+        count = ((o + 1) * size + out - 1) // out - o * size // out
     else:
         start = o * STRIDE - pad
         stop = tl.minimum(start + WINDOW, size + pad_end)
@@ -89,6 +82,14 @@ def divisor(
         rows = axis_count(p, height, out_height, pad_h, end_h, R, STRIDE_H, ADAPTIVE, PADDED)
         columns = axis_count(q, width, out_width, pad_w, end_w, S, STRIDE_W, ADAPTIVE, PADDED)
         return tl.maximum(rows * columns, 1).to(tl.float32)
+
+
+def refuses(problem: Problem) -> str | None:
+    """What every pool refuses."""
+    for axis in (problem.h, problem.w):
+        if is_adaptive(problem) and (axis.size + axis.out) * max(axis.size, axis.out) > MOST_BLOCKS:
+            return f"It places adaptive windows with 32 bits: {axis.size} positions into {axis.out} are too many."
+    return too_large(problem)
 
 
 def is_adaptive(problem: Problem) -> bool:
