@@ -5,7 +5,7 @@ of its own (``test_interpreted.py``) and is not collected in any other.
 import os
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore = ["test_interpreted.py", "test_ahead_of_time.py"] if INTERPRETS else ["interpreted"]
+collect_ignore = ["test_interpreted.py", "test_ahead_of_time.py", "test_rows.py"] if INTERPRETS else ["interpreted"]
 
 if INTERPRETS:
     from fastconv.testing import interpreter

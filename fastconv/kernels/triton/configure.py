@@ -24,6 +24,7 @@ MMA_RATE = 0.6  # of the matrix rate, on Hopper and later, without wgmma (mma.sy
 DEPTHS = (16, 32, 64)  # of a tile
 # Values of a thread above which ptxas 12.8 spilled, for sm_80 to sm_100; numbered depths have an address for each.
 MOST_LIVE, MOST_LIVE_NUMBERED = 128, 96
+FMAS, SHARED_VALUES = 128, 32  # float products, and values from shared memory, a cycle and multiprocessor
 PARTIALS = 64 << 20  # bytes that the partial sums of a filter gradient may take
 
 
@@ -109,8 +110,8 @@ def _matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, numbered
 def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Iterator[Tile]:
     chip = machine(architecture)
     if dtype == "f32":
-        # Without a matrix instruction both operands pass through registers: deep or wide tiles would spill.
-        for rows, columns in ((32, 32), (64, 32), (64, 64)):
+        # Without a matrix instruction both operands pass through registers: deep tiles would spill.
+        for rows, columns in ((32, 32), (64, 32), (64, 64), (128, 64)):
             yield Tile(rows, min(columns, max(LEAST, n)), LEAST, 4, 2)
         return
     least_rows = WARPGROUP_ROWS if architecture >= 90 else LEAST * 2
@@ -149,7 +150,10 @@ def matrix_cycles(tile: Tile, dtype: str, m: int, n: int, k: int, architecture: 
     """Cycles of the whole product: arithmetic, second-level cache or latency, whichever lasts, wave by wave."""
     chip, size = machine(architecture), SIZE[dtype]
     rate = chip.matrix[dtype]
-    if dtype != "f32" and architecture >= 90 and tile.m < WARPGROUP_ROWS:
+    if dtype == "f32":
+        # A thread with t x t sums reads 2 t values from shared memory for t² products.
+        rate *= min(1.0, accumulators(tile) ** 0.5 * SHARED_VALUES / (2 * FMAS))
+    elif architecture >= 90 and tile.m < WARPGROUP_ROWS:
         rate *= MMA_RATE
     resident = occupancy(tile, dtype, architecture)
     blocks = cdiv(m, tile.m) * cdiv(n, tile.n)
