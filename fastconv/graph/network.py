@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,12 +63,20 @@ class Network:
         """The graph's results, in PyTorch's operators: what any plan of it must give."""
         values = dict(zip([n for n in self.graph.nodes if n.op == "placeholder"], inputs, strict=True))
         with torch.no_grad():
-            for node in self.graph.nodes:
-                if node.op == "get_attr":
-                    values[node] = self.tensors[node.target]
-                elif node.op == "call_function":
-                    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                    values[node] = node.target(*args, **kwargs)
-                elif node.op == "output":
-                    return fx.map_arg(node.args[0], values.__getitem__)
-        raise AssertionError("The graph has no output.")
+            self.evaluate(self.graph.nodes, values)
+        return self.results(values)
+
+    def evaluate(self, nodes: Iterable[fx.Node], values: dict[fx.Node, Any]) -> None:
+        """Runs calls one by one in PyTorch and adds their results to ``values``."""
+        for node in nodes:
+            if node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), partial(self._value, values))
+                values[node] = node.target(*args, **kwargs)
+
+    def results(self, values: dict[fx.Node, Any]) -> Any:
+        """What the graph returns."""
+        output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        return fx.map_arg(output.args[0], partial(self._value, values))
+
+    def _value(self, values: dict[fx.Node, Any], node: fx.Node) -> Any:
+        return self.tensors[node.target] if node.op == "get_attr" else values[node]

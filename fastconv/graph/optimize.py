@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastconv.graph import partition, passes, state
+from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
 from fastconv.graph.capture import Captured, capture
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
@@ -76,12 +76,13 @@ class Optimized(nn.Module):
             Plan(network, part, self.winograd) if part.planned else part for part in self.parts
         ]
         self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
-        self._results = next(node for node in network.graph.nodes if node.op == "output").args[0]
 
     # --- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns, to rounding. ValueError or TypeError for inputs of other sizes, dtypes or devices."""
+        """What the model returns, to rounding. ValueError or TypeError for inputs of other sizes, dtypes or devices.
+        Autocast does not reach into a plan: it computes in the dtype it was made for.
+        """
         if name := self.changed():
             raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
         values = self.signature.check(args, kwargs)
@@ -92,23 +93,12 @@ class Optimized(nn.Module):
                     inputs = [_dense(environment[node]) for node in unit.part.inputs]
                     environment.update(zip(unit.part.outputs, unit(inputs), strict=True))
                 else:
-                    self._run_in_torch(unit, environment)
-        return pytree.tree_unflatten(fx.map_arg(self._results, self._value(environment)), self.signature.out_spec)
+                    self.network.evaluate(unit.nodes, environment)
+        return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
 
     def changed(self) -> str | None:
         """The name of a tensor of the source model that is not what the plan was made of, or None."""
         return None if self._watch is None else self._watch.changed()
-
-    def _value(self, environment: dict[fx.Node, Any]) -> Any:
-        def of(node: fx.Node) -> Any:
-            return self.network.tensors[node.target] if node.op == "get_attr" else environment[node]
-
-        return of
-
-    def _run_in_torch(self, part: partition.Part, environment: dict[fx.Node, Any]) -> None:
-        for node in part.nodes:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), self._value(environment))
-            environment[node] = node.target(*args, **kwargs)
 
     # --- what a plan is not -----------------------------------------------------------------------------------------
 

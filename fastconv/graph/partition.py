@@ -49,7 +49,11 @@ def partition(network: Network) -> list[Part]:
 
 def left_to_pytorch(parts: list[Part]) -> Counter[str]:
     """The operators that no plan runs, and how often they occur."""
-    return Counter(str(node.target) for part in parts if not part.planned for node in part.nodes)
+    return Counter(_name(node) for part in parts if not part.planned for node in part.nodes)
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if hasattr(node.target, "_schema") else node.target.__name__
 
 
 def _is_call(node: fx.Node) -> bool:

@@ -99,7 +99,8 @@ def dtype(node: Any) -> torch.dtype | None:
     return value.dtype if isinstance(value, torch.Tensor) else None
 
 
-def _pair(values: Any) -> tuple[int, int] | None:
+def pair(values: Any) -> tuple[int, int] | None:
+    """One or two numbers as two; None where one of them varies."""
     values = [values] if isinstance(values, int) else list(values)
     if not all(isinstance(v, int) for v in values):
         return None
@@ -114,7 +115,7 @@ def _sides(padding: tuple[int, int]) -> operators.Sides:
 def _conv2d(a: Arguments) -> Call | None:
     if rank(a["input"]) != 4:
         return None
-    options = {name: _pair(a[name]) for name in ("stride", "padding", "dilation")}
+    options = {name: pair(a[name]) for name in ("stride", "padding", "dilation")}
     options |= {"padding": _sides(options["padding"]), "groups": a["groups"]}
     return Call(operators.conv2d, (a["input"], a["weight"], a["bias"]), options)
 
@@ -123,7 +124,7 @@ def _conv2d(a: Arguments) -> Call | None:
 def _conv2d_named_padding(a: Arguments) -> Call | None:
     if rank(a["input"]) != 4:
         return None
-    dilation, stride = _pair(a["dilation"]), _pair(a["stride"])
+    dilation, stride = pair(a["dilation"]), pair(a["stride"])
     padding = ((0, 0), (0, 0))
     if a["padding"] == "same":  # an odd pixel goes behind
         total = [d * (window - 1) for d, window in zip(dilation, shape(a["weight"])[2:], strict=True)]
@@ -136,7 +137,7 @@ def _conv2d_named_padding(a: Arguments) -> Call | None:
 def _conv_transpose2d(a: Arguments) -> Call | None:
     if rank(a["input"]) != 4:
         return None
-    options = {name: _pair(a[name]) for name in ("stride", "padding", "output_padding", "dilation")}
+    options = {name: pair(a[name]) for name in ("stride", "padding", "output_padding", "dilation")}
     return Call(operators.conv_transpose2d, (a["input"], a["weight"], a["bias"]), options | {"groups": a["groups"]})
 
 
@@ -230,9 +231,9 @@ def _mul(a: Arguments) -> Call | None:
 def _max_pool2d(a: Arguments) -> Call | None:
     if rank(a["self"]) != 4:
         return None
-    window = _pair(a["kernel_size"])
-    options = {"padding": _pair(a["padding"]), "dilation": _pair(a["dilation"]), "ceil_mode": a["ceil_mode"]}
-    stride = _pair(a["stride"]) if a["stride"] else window
+    window = pair(a["kernel_size"])
+    options = {"padding": pair(a["padding"]), "dilation": pair(a["dilation"]), "ceil_mode": a["ceil_mode"]}
+    stride = pair(a["stride"]) if a["stride"] else window
     return Call(operators.max_pool2d, (a["self"],), {"window": window, "stride": stride, **options})
 
 
@@ -240,21 +241,21 @@ def _max_pool2d(a: Arguments) -> Call | None:
 def _avg_pool2d(a: Arguments) -> Call | None:
     if rank(a["self"]) != 4:
         return None
-    window = _pair(a["kernel_size"])
+    window = pair(a["kernel_size"])
     options = {name: a[name] for name in ("ceil_mode", "count_include_pad", "divisor_override")}
-    options |= {"stride": _pair(a["stride"]) if a["stride"] else window, "padding": _pair(a["padding"])}
+    options |= {"stride": pair(a["stride"]) if a["stride"] else window, "padding": pair(a["padding"])}
     return Call(operators.avg_pool2d, (a["self"],), {"window": window} | options)
 
 
 @rule(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
 def _adaptive_avg_pool2d(a: Arguments) -> Call | None:
-    size = _pair(a["output_size"])
+    size = pair(a["output_size"])
     return Call(operators.adaptive_avg_pool2d, (a["self"],), {"size": size}) if rank(a["self"]) == 4 and size else None
 
 
 @rule(aten.adaptive_max_pool2d.default)
 def _adaptive_max_pool2d(a: Arguments) -> Call | None:
-    size = _pair(a["output_size"])
+    size = pair(a["output_size"])
     return Call(operators.adaptive_max_pool2d, (a["self"],), {"size": size}) if rank(a["self"]) == 4 and size else None
 
 
@@ -269,7 +270,7 @@ def _mean(a: Arguments) -> Call | None:
 
 @rule(aten.upsample_bilinear2d.vec)
 def _bilinear(a: Arguments) -> Call | None:
-    size = _pair(a["output_size"]) if a["output_size"] is not None else None
+    size = pair(a["output_size"]) if a["output_size"] is not None else None
     if not size:
         return None
     return Call(operators.bilinear2d, (a["input"],), {"size": size, "corners": a["align_corners"]})

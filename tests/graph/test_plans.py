@@ -45,6 +45,34 @@ def test_one_plan_holds_a_whole_network(name):
     assert len(report.planned) == 1 and not report.left
 
 
+@pytest.mark.parametrize("name", networks.PLANNED)
+def test_a_swapped_network_is_one_plan_too(name):
+    model, x = networks.make(name, torch.float32)
+    exact = copy.deepcopy(model).double()(x.double())
+    fastconv.swap(model)
+    plan = optimize(model, x)
+    assert len(plan.report.planned) == 1 and not plan.report.left
+    for y, e in zip(pytree.tree_leaves(plan(x)), pytree.tree_leaves(exact), strict=True):
+        assert (y.double() - e).norm() <= ERROR * e.norm()
+
+
+def test_local_response_norms_of_swapped_networks():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2)).eval()
+    x = torch.randn(2, 3, 12, 11)
+    expected = model(x)
+    fastconv.swap(model)
+    plan = optimize(model, x)
+    assert len(plan.report.planned) == 1 and not plan.report.left
+    torch.testing.assert_close(plan(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", networks.PLANNED)
+def test_no_images_give_no_results(name):
+    model, x = networks.make(name, torch.float32)
+    for y, e in zip(pytree.tree_leaves(optimize(model, x)(x[:0])), pytree.tree_leaves(model(x[:0])), strict=True):
+        assert y.shape == e.shape
+
+
 @pytest.mark.parametrize("batch", [1, 3, 5])
 @pytest.mark.parametrize("name", networks.PLANNED)
 def test_any_batch_follows(name, batch):
@@ -77,7 +105,7 @@ def test_what_no_plan_knows_stays_pytorchs_and_is_named():
     model, x = networks.make("attention", torch.float32)
     report = optimize(model, x).report
     assert report.left and len(report.planned) >= 2
-    assert "stay PyTorch's" in str(report) and "aten." in str(report)
+    assert "stay PyTorch's" in str(report) and "aten." in str(report) and "<" not in str(report)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
