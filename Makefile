@@ -34,7 +34,7 @@ $(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
 build: $(VENV)/.built
 
 demo: build
-	$(BIN)/fastconv compare efficientnet_lite0 --pretrained --photographs
+	$(BIN)/fastconv compare efficientnet_lite0 --pretrained --photographs --optimize
 
 test: build lint
 	$(BIN)/python -m pytest

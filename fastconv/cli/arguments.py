@@ -102,11 +102,12 @@ class Source:
     model: nn.Module
     image_size: int
     own: bool
+    channels: int = 3
 
     def example(self, batch: int, size: int | None = None) -> Tensor:
-        """Random images [batch, 3, size, size]."""
+        """Random images [batch, channels, size, size]."""
         side = size or self.image_size
-        return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+        return torch.randn(batch, self.channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def source(word: str) -> Source:
@@ -161,7 +162,8 @@ def _own(word: str) -> Source:
         close = difflib.get_close_matches(word, list_models(), n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else "'fastconv models' lists them."
         raise UserError(f"There is no model {word!r}. {hint}")
-    return Source(word, create_model(word, layers="torch"), model_info(word).image_size, own=True)
+    info = model_info(word)
+    return Source(word, create_model(word, layers="torch"), info.image_size, own=True, channels=info.channels)
 
 
 def _from_file(word: str, path: Path, name: str) -> Source:

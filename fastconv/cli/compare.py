@@ -223,22 +223,22 @@ def _namer(classes: int) -> Callable[[int], str]:
 
 
 def _print_labels(screen, ways: list, names: list[str], pictures: Tensor) -> list[dict[str, object]]:
-    """The best labels of every picture by the stock and by the swapped model."""
-    last = next(way for way in reversed(ways) if way.ours)
-    logits = [way.run(pictures) for way in (ways[0], last)]
+    """The best labels of every picture by the stock model, the swapped one and, where there is one, the plan."""
+    shown = {way.name.split()[0]: way for way in ways if way.name == ways[0].name or way.ours}
+    logits = [way.run(pictures) for way in shown.values()]
     if not all(isinstance(t, Tensor) and t.dim() == 2 for t in logits):
         raise UserError("The model does not return one row of class scores for each image, so it names no labels.")
-    stock, swapped = (t.softmax(1).topk(min(TOP, t.shape[1])) for t in logits)
+    best = [t.softmax(1).topk(min(TOP, t.shape[1])) for t in logits]
     name = _namer(logits[0].shape[1])
     labels = []
     for i, picture in enumerate(names):
-        table = Table("stock", "", "swapped", "", title=picture, title_justify="left")
-        columns = []
-        for best in (stock, swapped):
-            values, indices = best.values[i].tolist(), best.indices[i].tolist()
-            columns.append([(name(index), value) for index, value in zip(indices, values, strict=True)])
-        for (a, p), (b, q) in zip(*columns, strict=True):
-            table.add_row(a, percent(p), b, percent(q))
+        table = Table(*(word for way in shown for word in (way, "")), title=picture, title_justify="left")
+        columns = [
+            [(name(int(index)), float(value)) for index, value in zip(b.indices[i], b.values[i], strict=True)]
+            for b in best
+        ]
+        for row in zip(*columns, strict=True):
+            table.add_row(*(word for label, share in row for word in (label, percent(share))))
         screen.print(table)
-        labels.append({"image": picture, "stock": columns[0], "swapped": columns[1]})
+        labels.append({"image": picture, **dict(zip(shown, columns, strict=True))})
     return labels

@@ -93,8 +93,8 @@ def in_turns(
     """Times every candidate for about ``seconds`` each, in turns.
 
     on_turn: called after each turn (for a progress bar).
-    rest: seconds of sleep before each candidate's turn, and an untimed call after it. Candidates that have threads of
-        their own need it: an idle pool spins on for some milliseconds, on the processors of the next candidate.
+    rest: seconds of sleep before each candidate's turn. Candidates that have threads of their own need it: an idle pool
+        spins on for some milliseconds, on the processors of the next candidate.
     """
     runs = {
         name: _Candidate(calls if isinstance(calls, Sequence) else (calls,), []) for name, calls in candidates.items()
@@ -110,7 +110,6 @@ def in_turns(
                 if not run.done(seconds):
                     if rest:
                         sleep(rest)
-                        run.run(1, position)
                     # Candidates may share buffers: each goes on where the one before stopped.
                     run.sample(position)
                     position += run.repeats

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fastconv
 from fastconv import cli
@@ -72,6 +73,7 @@ MISTAKES = {
     ("bench", "--capture", "tests/cli/samples.py:fails"): "ZeroDivisionError",
     ("bench", "--capture", "tests/cli/samples.py:small", "--size", "1"): "The model cannot run on that image",
     ("compare", "resnet81"): "Did you mean resnet18",
+    ("compare", "resnet18", "--peers", "onnxruntime,nobody"): "there is no runtime 'nobody'",
     ("compare", "resnet18", "--batch", "0"): "--batch must be at least 1",
     ("compare", "resnet18", "--image", "nope.png"): "--image nope.png: there is no such file.",
     ("compare", "resnet18", "--image", "LICENSE"): "A picture cannot be read",
@@ -147,6 +149,27 @@ def test_a_wrong_kernel_fails_the_run(capsys, monkeypatch):
     assert code == cli.FAILED
     assert "WRONG conv2d/fprop_aten on" in out
     assert "It is off." in out
+
+
+def test_compare_sets_the_ways_side_by_side(capsys, tmp_path, monkeypatch):
+    from fastconv.testing import ways
+
+    def missing(model, x):
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setitem(ways.PEERS, "openvino", missing)
+    path, picture = tmp_path / "a.json", tmp_path / "a.png"
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(picture)
+    arguments = ("lenet5_relu", "--image", str(picture), "--optimize", "--peers", "openvino", "--seconds", "0.01")
+    code, out, err = run(capsys, "compare", *arguments, "--json", str(path))
+    assert (code, err) == (0, "")
+    assert "openvino is not installed" in out
+    written = json.loads(path.read_text())
+    names = {"stock NCHW", "swapped NCHW", "stock channels_last", "swapped channels_last", "plan"}
+    assert written["times"].keys() == written["differences"].keys() == names
+    assert all(difference < 1e-5 for difference in written["differences"].values())
+    assert written["images"][0].keys() == {"image", "stock", "swapped", "plan"}
+    assert written["images"][0]["plan"][0][0] == written["images"][0]["stock"][0][0]
 
 
 def test_capture_prints_a_corpus(capsys, tmp_path):
