@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -13,8 +14,9 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
         return program
     if not all(_safe(node) for node in writes):
         return program.run_decompositions({})
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
     for node in writes:
-        order = {other: i for i, other in enumerate(program.graph.nodes)}
+        node.target = _functional(node)
         written = node.args[0]
         written.replace_all_uses_with(node, lambda user, at=order[node], order=order: order[user] > at)
     return program
@@ -25,9 +27,19 @@ def _writes(node: fx.Node) -> bool:
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
+def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The operator that returns what this one writes: ``relu`` for ``relu_``."""
+    space, _, name = node.target._schema.name.partition("::")
+    if not name.endswith("_"):
+        return None
+    return getattr(getattr(getattr(torch.ops, space), name[:-1], None), node.target._overloadname, None)
+
+
 def _safe(node: fx.Node) -> bool:
     """Whether the first argument alone is written, is nobody else's memory, and what is returned."""
     schema = node.target._schema
+    if _functional(node) is None:
+        return False
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     if len(written) != 1 or written[0].name != "self" or len(schema.returns) != 1:
         return False

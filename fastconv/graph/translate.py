@@ -184,17 +184,11 @@ def _activation(name: str) -> Rule:
     return activate
 
 
-for _name, _targets in {
-    "relu": (aten.relu.default, aten.relu_.default),
-    "relu6": (aten.relu6.default, aten.relu6_.default),
-    "silu": (aten.silu.default, aten.silu_.default),
-    "hardswish": (aten.hardswish.default, aten.hardswish_.default),
-    "sigmoid": (aten.sigmoid.default, aten.sigmoid_.default),
-}.items():
-    rule(*_targets)(_activation(_name))
+for _name in ("relu", "relu6", "silu", "hardswish", "sigmoid"):
+    rule(getattr(aten, _name).default)(_activation(_name))
 
 
-@rule(aten.hardtanh.default, aten.hardtanh_.default)
+@rule(aten.hardtanh.default)
 def _hardtanh(a: Arguments) -> Call | None:
     return _activation("relu6")(a) if (a["min_val"], a["max_val"]) == (0, 6) else None
 
@@ -204,19 +198,19 @@ def _gelu(a: Arguments) -> Call | None:
     return _activation("gelu")(a) if a["approximate"] == "none" else None
 
 
-@rule(aten.leaky_relu.default, aten.leaky_relu_.default)
+@rule(aten.leaky_relu.default)
 def _leaky_relu(a: Arguments) -> Call:
     return Call(operators.map2d, (a["self"],), {"activation": "leaky_relu", "alpha": float(a["negative_slope"])})
 
 
-@rule(aten.add.Tensor, aten.add_.Tensor)
+@rule(aten.add.Tensor)
 def _add(a: Arguments) -> Call | None:
     x, y = a["self"], a["other"]
     same = shape(x) is not None and shape(x) == shape(y) and dtype(x) == dtype(y) and dtype(x).is_floating_point
     return Call(operators.map2d, (x, None, y)) if same and a["alpha"] == 1 else None
 
 
-@rule(aten.mul.Tensor, aten.mul_.Tensor)
+@rule(aten.mul.Tensor)
 def _mul(a: Arguments) -> Call | None:
     """A factor for each image and channel, as squeeze and excitation has it."""
     for x, scale in ((a["self"], a["other"]), (a["other"], a["self"])):
@@ -314,7 +308,7 @@ def _view(a: Arguments) -> Call | None:
     return Call(operators.flatten, (x,)) if batch == n and size[1] in (-1, c * h * w) else None
 
 
-@rule(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default)
+@rule(aten.dropout.default, aten.feature_dropout.default)
 def _dropout(a: Arguments) -> fx.Node | None:
     return None if a["train"] and a["p"] > 0 else a["input"] if "input" in a else a["self"]
 

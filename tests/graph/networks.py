@@ -157,6 +157,20 @@ class Attention(nn.Module):
         return self.after(tokens.transpose(1, 2).reshape(y.shape))
 
 
+class Overwritten(nn.Module):
+    """A result that is read by a convolution before a write into it, and by another one after."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        before = self.second(torch.softmax(y, 1)) + y
+        y.add_(x[:, :1], alpha=2)
+        return before * y + self.second(y)
+
+
 class Rows(nn.Module):
     """Linear layers over the last of two, three and four axes: there four axes are no maps."""
 
@@ -179,12 +193,13 @@ ALL = {
     "upsampled": (Upsampled, (2, 3, 17, 21)),
     "classic": (Classic, (2, 3, 16, 12)),
     "indexed": (Indexed, (2, 3, 12, 14)),
+    "overwritten": (Overwritten, (2, 3, 5, 4)),
     "rows": (Rows, (2, 3, 6, 10)),
     "attention": (Attention, (2, 3, 6, 5)),
 }
 
 
-PLANNED = tuple(name for name in ALL if name not in ("indexed", "rows", "attention"))  # as one plan each
+PLANNED = tuple(name for name in ALL if name not in ("indexed", "overwritten", "rows", "attention"))  # as one plan each
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:
