@@ -11,7 +11,9 @@ from fastconv.kernels.triton.launch import MOST_BLOCKS, SIZES, Launch, too_large
 from fastconv.problem import Problem
 
 WARPS = 4
-ELEMENTS = 1024  # results of a block; half of them beside 64-bit indices, which take two registers each
+ELEMENTS = 1024  # results of a block
+# The same beside 64-bit indices: for sm_80 ptxas 12.8 spills a predicate of adaptive gradients with more (2026-11).
+INDEXED_ELEMENTS = 256
 POOL_SIZES = (*SIZES, "slots_h", "slots_w", "end_h", "end_w")
 
 
@@ -116,7 +118,7 @@ def pool_launch(problem: Problem, kernel: Any, tensors: dict[str, Tensor], backw
     """The start of a pool's kernel over what it writes: windows, or backward input positions."""
     h, v = problem.h, problem.w
     pixels = problem.n * (h.size * v.size if backward else h.out * v.out)
-    elements = ELEMENTS // 2 if problem.index == "i64" else ELEMENTS
+    elements = INDEXED_ELEMENTS if problem.index == "i64" else ELEMENTS
     tile = configure.map_tile(problem.dtype, pixels, problem.c, problem.layout == "nhwc", elements)
     arguments = {
         **tensors,
