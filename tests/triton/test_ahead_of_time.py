@@ -56,7 +56,10 @@ DEFAULTS = {
     "conv2d/dgrad_depthwise_triton": ("n32c144h56w54_k144r3s3_u2_p1_g144_bf16nhwc_dgrad",),
     "conv2d/wgrad_depthwise_triton": ("n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_wgrad",),
     "maxpool2d/fprop_window_triton": ("maxpool2d_n32c64h112w110_r3s3_u2_p1_bf16nhwc_indexu8",),
-    "maxpool2d/dgrad_window_triton": ("maxpool2d_n32c64h112w110_r3s3_u2_p1_bf16nhwc_dgrad_indexu8",),
+    "maxpool2d/dgrad_window_triton": (
+        "maxpool2d_n32c64h112w110_r3s3_u2_p1_bf16nhwc_dgrad_indexu8",
+        "maxpool2d_n32c64h112w110_r3s3_u2_p1_f16nhwc_dgrad_indexi64",
+    ),
     "adaptivemax2d/fprop_window_triton": ("adaptivemax2d_n8c64h13w17_o5x7_f32nhwc_indexi64",),
     "adaptivemax2d/dgrad_window_triton": ("adaptivemax2d_n8c64h13w17_o5x7_f32nhwc_dgrad_indexi64",),
     "avgpool2d/fprop_window_triton": ("avgpool2d_n32c64h28w30_r3s3_u2_p1_f16nhwc",),

@@ -12,8 +12,6 @@ from fastconv.problem import Problem
 
 WARPS = 4
 ELEMENTS = 1024  # results of a block
-# The same beside 64-bit indices: for sm_80 ptxas 12.8 spills a predicate of adaptive gradients with more (2026-11).
-INDEXED_ELEMENTS = 256
 POOL_SIZES = (*SIZES, "slots_h", "slots_w", "end_h", "end_w")
 
 
@@ -114,11 +112,15 @@ def slots(problem: Problem, backward: bool) -> dict[str, int]:
     return dict(zip(("slots_h", "slots_w"), pairs, strict=True))
 
 
-def pool_launch(problem: Problem, kernel: Any, tensors: dict[str, Tensor], backward: bool, **extra: Any) -> Launch:
-    """The start of a pool's kernel over what it writes: windows, or backward input positions."""
+def pool_launch(
+    problem: Problem, kernel: Any, tensors: dict[str, Tensor], backward: bool, elements: int = ELEMENTS, **extra: Any
+) -> Launch:
+    """The start of a pool's kernel over what it writes: windows, or backward input positions.
+
+    elements: results of a block.
+    """
     h, v = problem.h, problem.w
     pixels = problem.n * (h.size * v.size if backward else h.out * v.out)
-    elements = INDEXED_ELEMENTS if problem.index == "i64" else ELEMENTS
     tile = configure.map_tile(problem.dtype, pixels, problem.c, problem.layout == "nhwc", elements)
     arguments = {
         **tensors,
