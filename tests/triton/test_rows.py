@@ -97,3 +97,8 @@ def test_a_filter_gradient_is_cut_until_the_chip_is_full():
     assert configure.splits(tile, 4096, 36864, 200_000, 90) == 1
     assert configure.splits(tile, 64, 576, 300, 90) == 1
     assert few & (few - 1) == 0
+
+
+def test_few_channels_share_a_block_with_their_taps():
+    assert configure.flat(3, 16) and configure.flat(33, 64)
+    assert not configure.flat(64, 64) and not configure.flat(52, 64)
