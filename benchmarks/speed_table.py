@@ -25,12 +25,12 @@ SECONDS = 0.05
 PATIENCE = 600  # seconds
 
 
-def insert(readme: Path, tables: str) -> None:
+def insert(readme: Path, tables: str, marks: tuple[str, str] = MARKS) -> None:
     """Puts the tables between the marks of a README; ValueError when they are missing."""
     text = readme.read_text()
-    pattern = re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.DOTALL)
+    pattern = re.compile(f"({re.escape(marks[0])}\n).*?({re.escape(marks[1])})", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{readme} has no place for the table: the marks {MARKS[0]} and {MARKS[1]}.")
+        raise ValueError(f"{readme} has no place for the table: the marks {marks[0]} and {marks[1]}.")
     readme.write_text(pattern.sub(lambda match: f"{match[1]}{tables}{match[2]}", text))
 
 

@@ -53,11 +53,11 @@ def plan(problem: Problem, device: str = "cpu") -> Kernel:
     for attempt in attempts:
         accepting = [row for row in candidates(problem, device, attempt) if row.reason is None]
         if accepting:
-            return _cheapest(accepting).kernel
+            return cheapest(accepting).kernel
     raise RuntimeError(f"No kernel accepts {problem} on {device} under {active}.")
 
 
-def _cheapest(accepting: list[Candidate]) -> Candidate:
+def cheapest(accepting: list[Candidate]) -> Candidate:
     first = accepting[0]
     rivals = [row for row in accepting if row.kernel.target == first.kernel.target and row.seconds is not None]
     return first if first.seconds is None else min(rivals, key=lambda row: row.seconds)

@@ -59,7 +59,7 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
     plan->kernel = std::move(kernel);
   else
     plan->native = &cpu_kernels().at(native.cast<size_t>());
-  plan->serial = problem.flops() < serial_flops && problem.bytes() < serial_bytes;
+  plan->serial = is_serial(problem);
   return {plan, [](const Plan* p) {
             if (p->kernel) {
               py::gil_scoped_acquire lock;
@@ -162,6 +162,8 @@ at::Tensor run(const Plan& plan, const Problem& problem, Operands operands) {
 
 }  // namespace
 
+bool is_serial(const Problem& problem) { return problem.flops() < serial_flops && problem.bytes() < serial_bytes; }
+
 std::shared_ptr<const Plan> plan_for(const Problem& problem, c10::DeviceType device) {
   Cache& c = cache();
   const Key key{problem, device, at::get_num_threads()};
@@ -202,10 +204,11 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   args.bias = data_of(o.bias), args.residual = data_of(o.residual);
   args.mean = data_of(o.mean), args.variance = data_of(o.variance), args.eps = o.eps, args.response = o.response;
   args.stats = o.stats.defined() ? o.stats.mutable_data_ptr() : nullptr;
+  args.scale = data_of(o.scale), args.packed = data_of(o.packed);
   args.out = o.out.mutable_data_ptr();
   args.index = o.index.defined() ? o.index.mutable_data_ptr() : nullptr;
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;
-  if (problem.is_conv())
+  if (problem.is_conv() && filter.defined())
     for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
   Workspace workspace(static_cast<size_t>(kernel.body.workspace(problem, parallel.threads())));
   args.workspace = workspace.get();

@@ -17,6 +17,8 @@ struct Operands {
   at::Tensor mean = {}, variance = {}, stats = {};  // of a norm, in the arithmetic type
   double eps = 0;                                   // likewise
   Response response = {};                           // of a local response norm
+  at::Tensor scale = {};                            // of a map2d
+  at::Tensor packed = {};                           // in place of w
   at::Tensor out = {};                              // allocated by execute() when undefined
   at::IntArrayRef w_sizes = {}, w_strides = {};     // of dw, for wgrad
 };
@@ -26,6 +28,9 @@ struct Plan {
   py::object kernel;               // the Python row that runs the problem itself
   bool serial = false;             // too small to share out among threads
 };
+
+// Whether a problem is too small to share out among threads.
+bool is_serial(const Problem& problem);
 
 // The plan for a problem on a device type; asks the planner on the first call. The reference is valid until
 // clear_plans(), which dispatch.py calls when the configuration changes.

@@ -14,6 +14,7 @@
 #include "dispatch.h"
 #include "memory.h"
 #include "parallel.h"
+#include "program.h"
 
 namespace fastconv {
 
@@ -84,7 +85,8 @@ void each_field(Problem& p, F&& f) {
   f("alpha", p.epilogue.alpha), f("out_offset", p.epilogue.out_offset), f("out_channels", p.epilogue.out_channels);
   f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
   f("divisor_override", p.divisor_override), f("index", p.index), f("training", p.training);
-  f("size", p.size);
+  f("size", p.size), f("in_offset", p.in_offset), f("in_channels", p.in_channels);
+  f("packed", p.packed), f("scale", p.scale), f("corners", p.corners);
 }
 
 void bind_problem(py::module_& m) {
@@ -145,7 +147,7 @@ std::string refuses(size_t row, const Problem& problem, const std::string& isa_l
   const auto limit = Isa_from(isa_limit);
   if (!limit) throw std::invalid_argument("There is no instruction set named '" + isa_limit + "'.");
   if (auto sentence = refuses_isa(kernel.isa, *limit); !sentence.empty()) return sentence;
-  return kernel.body.refuses(problem);
+  return refusal(kernel.body, problem);
 }
 
 // Seconds on a nominal core, or nothing where the kernel leaves the choice to the order of the list.
@@ -165,19 +167,38 @@ std::optional<double> estimate(size_t row, const Problem& problem, int threads) 
   return estimated_seconds(kernel.body.cost(problem, threads), threads, nominal_rates(kernel.isa));
 }
 
+// Bytes and variant of the form a kernel packs a filter into; none where it packs none.
+std::optional<std::pair<int64_t, int64_t>> packed_form(size_t row, const Problem& problem) {
+  const KernelBody& body = cpu_kernels().at(row).body;
+  if (!body.packed) return std::nullopt;
+  const PackedForm form = body.packed(problem);
+  return std::pair(form.bytes, form.variant);
+}
+
+// Packs a filter for run_kernel().
+void pack(size_t row, const Problem& problem, const at::Tensor& w, const at::Tensor& out) {
+  Args args;
+  args.w = w.const_data_ptr();
+  for (int i = 0; i < 4; ++i) args.w_stride[i] = w.stride(i);
+  py::gil_scoped_release release;
+  cpu_kernels().at(row).body.pack(problem, args, out.mutable_data_ptr(), TorchParallel());
+}
+
 using OptionalTensor = std::optional<at::Tensor>;
 
 void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
                 const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
                 const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& mean,
-                const OptionalTensor& variance, const OptionalTensor& stats, double eps,
-                const std::tuple<double, double, double>& response, int threads) {
+                const OptionalTensor& variance, const OptionalTensor& stats, const OptionalTensor& scale,
+                const OptionalTensor& packed, double eps, const std::tuple<double, double, double>& response,
+                int threads) {
   const Kernel& kernel = cpu_kernels().at(row);
   checked(refuses_isa(kernel.isa, Isa::avx512));
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
   const auto [alpha, beta, k] = response;
-  Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),    get(index),
-             get(mean), get(variance), get(stats), eps,       {alpha, beta, k}, out};
+  Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),   get(index),
+             get(mean), get(variance), get(stats), eps,       {alpha, beta, k}};
+  o.scale = get(scale), o.packed = get(packed), o.out = out;
   py::gil_scoped_release release;
   if (threads > 0)
     run_native(kernel, problem, o, FixedParallel(threads));
@@ -232,14 +253,18 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = FASTCONV_TORCH_VERSION;
   bind_axis(m);
   bind_problem(m);
+  bind_program(m);
   m.def("kernels", &kernels, "Every native kernel in order of preference.");
   m.def("refuses", &refuses, py::arg("row"), py::arg("problem"), py::arg("isa_limit"));
   m.def("workspace", &workspace);
+  m.def("packed_form", &packed_form, py::arg("row"), py::arg("problem"));
+  m.def("pack", &pack, py::arg("row"), py::arg("problem"), py::arg("w"), py::arg("out"));
   m.def("estimate", &estimate, py::arg("row"), py::arg("problem"), py::arg("threads"));
   m.def("run_kernel", &run_kernel, py::arg("row"), py::arg("problem"), py::arg("out"), py::arg("x") = py::none(),
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("mean") = py::none(),
-        py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("eps") = 0.0,
+        py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("scale") = py::none(),
+        py::arg("packed") = py::none(), py::arg("eps") = 0.0,
         py::arg("response") = std::tuple(Response().alpha, Response().beta, Response().k), py::arg("threads") = 0);
   m.def("set_planner", &set_planner);
   m.def("clear_plans", &clear_plans);

@@ -21,10 +21,12 @@ struct Response {
 struct Args {
   const void* x = nullptr;         // input: fprop, wgrad; max pool dgrad without an index
   const void* w = nullptr;         // filter: fprop, dgrad
+  const void* packed = nullptr;    // the same in the kernel's own form, where the problem says so; w is then null
   const void* y = nullptr;         // output gradient: dgrad, wgrad
   void* out = nullptr;             // y, dx or dw; base of the whole buffer when the epilogue writes a channel slice
   const void* bias = nullptr;      // one value a written channel, in the problem's dtype
   const void* residual = nullptr;  // dense, in the problem's dtype and layout
+  const void* scale = nullptr;     // map2d: [N][C], in the problem's dtype
   void* index = nullptr;           // max pools: written by fprop, read by dgrad and unpool2d
   // Batch norms, one value a channel in the arithmetic type, as their w (weight) and bias are too; null: 1 and 0.
   const void* mean = nullptr;      // running, or the batch's for its gradients
@@ -36,12 +38,25 @@ struct Args {
   int64_t w_stride[4] = {};   // of w (of dw in wgrad), in elements, ordered K C R S
 };
 
+// A filter that a kernel packed apart from the call. Two problems of one kernel whose forms are equal take each
+// other's.
+struct PackedForm {
+  int64_t bytes = 0;
+  int64_t variant = 0;  // what the kernel derives it from, beside channels, window, groups and dtype
+  bool operator==(const PackedForm&) const = default;
+};
+
 struct KernelBody {
   std::string (*refuses)(const Problem&);             // empty: accepted; else one sentence with values
   int64_t (*workspace)(const Problem&, int threads);  // bytes
   void (*run)(const Problem&, const Args&, const Parallel&);
   // Null where the order of the list alone decides; kernels that have one are compared with each other.
   Cost (*cost)(const Problem&, int threads) = nullptr;
+  // Null where the kernel reads the filter as it is. pack() reads Args::w and w_stride and writes `out`, 64-byte
+  // aligned.
+  PackedForm (*packed)(const Problem&) = nullptr;
+  void (*pack)(const Problem&, const Args&, void* out, const Parallel&) = nullptr;
+  bool reads_slices = false;  // of an input buffer's channels
 };
 
 struct Kernel {
@@ -51,6 +66,13 @@ struct Kernel {
   Isa isa;
   KernelBody body;
 };
+
+// Why a kernel does not run a problem; empty: it does.
+inline std::string refusal(const KernelBody& body, const Problem& p) {
+  if (p.packed && !body.pack) return "It reads the filter as it is and packs none.";
+  if (p.in_channels && !body.reads_slices) return "It reads dense inputs, not a slice of a buffer's channels.";
+  return body.refuses(p);
+}
 
 inline int64_t no_workspace(const Problem&, int) { return 0; }
 inline std::string accepts_all(const Problem&) { return {}; }

@@ -66,6 +66,10 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
+  if (op == Op::reorder2d) return 0;
+  if (op == Op::map2d)
+    return outputs * (int{scale} + int{epilogue.residual} + int{epilogue.activation != Activation::none});
+  if (op == Op::bilinear2d) return 6.0 * outputs;  // three interpolations of two operations
   if (is_lrn()) return 2.0 * outputs * std::min(size, c) * (pass == Pass::dgrad ? 2 : 1);
   if (is_norm()) return 2.0 * outputs * ((training ? 2 : 1) + (pass == Pass::dgrad ? 1 : 0));
   if (op == Op::adaptivemax2d || op == Op::adaptiveavg2d) return std::max(outputs, static_cast<double>(x_elements()));
@@ -78,7 +82,8 @@ double Problem::bytes() const {
   const double filter = is_conv() ? static_cast<double>(w_elements()) : 0;
   const double written = pass == Pass::dgrad ? x : y;
   const double reread = is_norm() && pass == Pass::dgrad ? x : 0;  // beside dy; dx is written
-  const double extra = (epilogue.residual ? written : 0) + (epilogue.bias ? written_channels() : 0);
+  const double extra = (epilogue.residual ? written : 0) + (epilogue.bias ? written_channels() : 0) +
+                       (scale ? static_cast<double>(n) * c : 0);
   const double index_bytes = index == Index::none ? 0 : y * (index == Index::u8 ? 1 : 8);
   return size * (x + y + reread + filter + extra) + index_bytes;
 }
@@ -98,7 +103,7 @@ void drop_unused_steps(Axis& axis) {
 }
 
 std::string invalid(const Problem& p) {
-  const bool sized = p.op == Op::adaptivemax2d || p.op == Op::adaptiveavg2d || p.op == Op::unpool2d;
+  const bool sized = p.names_output();
   if (p.n < 0 || p.c < 0) return "Batch and channels must not be negative.";
   if (auto sentence = check_axis(p.h, "H", sized); !sentence.empty()) return sentence;
   if (auto sentence = check_axis(p.w, "W", sized); !sentence.empty()) return sentence;
@@ -116,11 +121,16 @@ std::string invalid(const Problem& p) {
     return "The output slice starts at channel " + std::to_string(e.out_offset) + " and holds " +
            std::to_string(p.written_channels()) + " channels, but the buffer has " + std::to_string(e.out_channels) +
            ".";
+  if (p.in_channels && (p.in_offset < 0 || p.in_offset + p.c > p.in_channels))
+    return "The input slice starts at channel " + std::to_string(p.in_offset) + " and holds " + std::to_string(p.c) +
+           " channels, but the buffer has " + std::to_string(p.in_channels) + ".";
+  if (p.packed && (!p.is_conv() || p.pass == Pass::wgrad))
+    return "Only a convolution's fprop and dgrad take a packed filter.";
   if (p.h.out < 0 || p.w.out < 0)
     return "The output would be empty: " + std::to_string(p.h.out) + "x" + std::to_string(p.w.out) + ".";
   const int64_t wide = std::max(p.buffer_channels(), int64_t{8});
-  if (overflows({p.n, p.c, p.h.in, p.w.in, 8}) || overflows({p.n, wide, p.h.out, p.w.out, 8}) ||
-      overflows({p.k, p.c, p.h.window, p.w.window, 8}))
+  if (overflows({p.n, std::max(p.source_channels(), int64_t{8}), p.h.in, p.w.in, 8}) ||
+      overflows({p.n, wide, p.h.out, p.w.out, 8}) || overflows({p.k, p.c, p.h.window, p.w.window, 8}))
     return "A tensor of this problem has more than 2^63 bytes.";
   return {};
 }

@@ -1,7 +1,7 @@
 // One problem: everything that decides which kernel may run and how. It prints to one string and parses back
 // without loss (problem_text.cpp); the string is the test id, the benchmark id and the tuning key.
 //
-//   [op_]n8c64h56w56_k64r3s3[_u2][_p1][_d2][_g8]_f32nhwc[_dgrad][_bias][_res][_relu][_out64of256]
+//   [op_]n8c64h56w56_k64r3s3[_u2][_p1][_d2][_g8]_f32nhwc[_dgrad][_bias][_res][_relu][_in0of96][_out64of256][_packed]
 //
 // u is the stride, p the padding ("p1x2" per axis, "p0:1x2:3" per side), d the dilation, g the groups.
 // Pools drop k; adaptive pools and unpool2d name the output size with o7x7; "ceil", "nopad" (divisor leaves the
@@ -11,6 +11,12 @@
 // and the gradients of weight and bias, its wgrad those two alone.
 //
 // lrn2d_n8c96h55w55_size5_f32nhwc[_dgrad]: local response norm over windows of 5 channels.
+//
+// "packed": the filter comes in the form that the kernel packs it into, prepared apart (kernel.h).
+//
+// map2d_n8c96h56w56_f32nhwc[_scale][_res][_relu]: x, times a factor for each image and channel, plus the residual,
+// through the activation. reorder2d_n8c3h224w224_f32nchw: x in the layout named, written in the other one.
+// bilinear2d_n8c21h28w28_o224x224_f32nhwc[_corners]: interpolated to 224x224; "corners" aligns the corner pixels.
 #pragma once
 
 #include <cstddef>
@@ -67,6 +73,11 @@ struct Problem {
   bool training = false;
   // Local response norms only: the channels of a window, size / 2 of them before its own and (size - 1) / 2 behind.
   int64_t size = 0;
+  int64_t in_offset = 0;    // the input is channels [in_offset, in_offset + C) of a buffer
+  int64_t in_channels = 0;  // of this many channels; 0: the input is dense
+  bool packed = false;      // convolutions: Args::packed stands for the filter
+  bool scale = false;       // map2d: Args::scale holds a factor for each image and channel
+  bool corners = false;     // bilinear2d: corner pixels of input and output coincide (torch's align_corners)
 
   int64_t channels_per_group() const { return c / groups; }  // C/g
   int64_t filters_per_group() const { return k / groups; }   // K/g
@@ -84,9 +95,15 @@ struct Problem {
   bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
     return is_conv() && taps() == 1 && h.pad_lo == 0 && w.pad_lo == 0 && h.pad_hi <= 0 && w.pad_hi <= 0;
   }
+  // Whether the output's size is stated, not derived from a window that slides.
+  bool names_output() const {
+    return op == Op::adaptivemax2d || op == Op::adaptiveavg2d || op == Op::unpool2d || op == Op::bilinear2d;
+  }
+  bool keeps_size() const { return is_norm() || op == Op::map2d || op == Op::reorder2d; }
   // Channels of the tensor this pass writes, and of the buffer it writes them into.
   int64_t written_channels() const { return pass == Pass::dgrad ? c : k; }
   int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
+  int64_t source_channels() const { return in_channels ? in_channels : c; }  // of the buffer that x lies in
 
   // 2·N·K·P·Q·(C/g)·R·S whatever the pass and the algorithm; window reads for a pool; a multiply-add an element and
   // pass over the tensor for a batch norm, and for a local response norm one for every channel of its windows.
@@ -96,7 +113,7 @@ struct Problem {
 
   auto fields() const {
     return std::tie(op, pass, dtype, layout, n, c, k, groups, h, w, epilogue, ceil_mode, count_include_pad,
-                    divisor_override, index, training, size);
+                    divisor_override, index, training, size, in_offset, in_channels, packed, scale, corners);
   }
   bool operator==(const Problem& other) const { return fields() == other.fields(); }
 

@@ -26,8 +26,6 @@ std::string padding(const Axis& h, const Axis& w) {
   return "_p" + sides(h) + "x" + sides(w);
 }
 
-bool sized_output(Op op) { return op == Op::adaptivemax2d || op == Op::adaptiveavg2d || op == Op::unpool2d; }
-
 // A cursor over one word of the string.
 struct Word {
   std::string_view rest;
@@ -89,6 +87,9 @@ void parse_word(Word word, Problem& p) {
   if (word.rest == "train") return void(p.training = true);
   if (word.rest == "bias") return void(p.epilogue.bias = true);
   if (word.rest == "res") return void(p.epilogue.residual = true);
+  if (word.rest == "packed") return void(p.packed = true);
+  if (word.rest == "scale") return void(p.scale = true);
+  if (word.rest == "corners") return void(p.corners = true);
   if (auto pass = Pass_from(word.rest)) return void(p.pass = *pass);
   if (parse_type(word, p)) return;
   if (word.eat("index")) {  // spelled out, because a bare u8 is stride 8
@@ -106,6 +107,9 @@ void parse_word(Word word, Problem& p) {
     p.size = word.value<int64_t>();
   } else if (word.eat("div")) {
     p.divisor_override = word.value<int64_t>();
+  } else if (word.eat("in")) {
+    p.in_offset = word.value<int64_t>();
+    p.in_channels = word.after("of");
   } else if (word.eat("out")) {
     p.epilogue.out_offset = word.value<int64_t>();
     p.epilogue.out_channels = word.after("of");
@@ -140,9 +144,9 @@ std::string Problem::text() const {
   std::string out;
   if (!is_conv()) out += std::string(name_of(op)) + "_";
   out += "n" + str(n) + "c" + str(c) + "h" + str(h.in) + "w" + str(w.in);
-  if (sized_output(op)) {
+  if (names_output()) {
     out += "_o" + str(h.out) + "x" + str(w.out);
-  } else if (!is_norm()) {
+  } else if (!keeps_size()) {
     out += "_" + (is_conv() ? "k" + str(k) : std::string()) + "r" + str(h.window) + "s" + str(w.window);
     out += pair("u", h.stride, w.stride, 1) + padding(h, w) + pair("d", h.dilation, w.dilation, 1);
   }
@@ -155,6 +159,8 @@ std::string Problem::text() const {
   if (!count_include_pad) out += "_nopad";
   if (divisor_override) out += "_div" + str(divisor_override);
   if (index != Index::none) out += "_index" + std::string(name_of(index));
+  if (scale) out += "_scale";
+  if (corners) out += "_corners";
   if (epilogue.bias) out += "_bias";
   if (epilogue.residual) out += "_res";
   if (epilogue.activation == Activation::leaky_relu) {
@@ -162,7 +168,9 @@ std::string Problem::text() const {
   } else if (epilogue.activation != Activation::none) {
     out += "_" + std::string(name_of(epilogue.activation));
   }
+  if (in_channels) out += "_in" + str(in_offset) + "of" + str(in_channels);
   if (epilogue.out_channels) out += "_out" + str(epilogue.out_offset) + "of" + str(epilogue.out_channels);
+  if (packed) out += "_packed";
   return out;
 }
 
@@ -184,7 +192,7 @@ Problem parse_problem(std::string_view text) {
   }
   if (!p.is_conv()) p.k = p.c;
   if (auto sentence = invalid(p); !sentence.empty()) throw std::invalid_argument("Problem string: " + sentence);
-  if (!sized_output(p.op)) {
+  if (!p.names_output()) {
     p.h.out = window_output(p.h, p.ceil_mode);
     p.w.out = window_output(p.w, p.ceil_mode);
     if (p.h.out < 1 || p.w.out < 1)

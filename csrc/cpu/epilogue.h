@@ -5,11 +5,11 @@
 #include <numbers>
 
 #include "core/kernel.h"
-#include "simd/vec.h"
+#include "simd/exp.h"
 
 namespace fastconv::FASTCONV_ISA {
 
-// Activations that need exp or erf, a lane at a time.
+// A lane at a time, as the kernels without registers do.
 template <class A>
 A activate(Activation activation, A alpha, A x) {
   switch (activation) {
@@ -30,9 +30,24 @@ A activate(Activation activation, A alpha, A x) {
     case Activation::sigmoid:
       return A(1) / (A(1) + std::exp(-x));
     case Activation::gelu:
-      return x * A(0.5) * (A(1) + std::erf(x * A(1 / std::numbers::sqrt2)));
+      return x * A(0.5) * std::erfc(x * A(-1 / std::numbers::sqrt2));
   }
   return x;
+}
+
+// Activations on exp, apart from the loops that store: they are long, and few calls have one.
+template <class A>
+[[gnu::noinline]] Vec<A> activate_by_exp(Activation activation, Vec<A> x) {
+  switch (activation) {
+    case Activation::silu:
+      return silu(x);
+    case Activation::sigmoid:
+      return sigmoid(x);
+    case Activation::gelu:
+      return gelu(x);
+    default:
+      return x;
+  }
 }
 
 template <class A>
@@ -49,12 +64,8 @@ Vec<A> activate(Activation activation, A alpha, Vec<A> x) {
       return where_positive(x, x, x * V::broadcast(alpha));
     case Activation::hardswish:
       return x * min(max(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
-    default: {
-      A lanes[V::lanes];
-      x.store(lanes);
-      for (A& lane : lanes) lane = activate(activation, alpha, lane);
-      return V::load(lanes);
-    }
+    default:
+      return activate_by_exp(activation, x);
   }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -125,7 +126,8 @@ def source(word: str) -> Source:
         raise UserError(f"{word}: {package} cannot be imported ({error}).") from None
     if package == "torchvision":
         _known(name, module.list_models(), word)
-        model = module.get_model(name, weights=None)
+        builder = inspect.signature(module.get_model_builder(name)).parameters
+        model = module.get_model(name, **{w: None for w in ("weights", "weights_backbone") if w in builder})
         return Source(word, model, _torchvision_size(name), own=False)
     _known(name, module.list_models(), word)
     model = module.create_model(name, pretrained=False)

@@ -1,17 +1,15 @@
-"""``fastconv compare``: a model as it is against the same model swapped, in both layouts, in turns."""
+"""``fastconv compare``: a model as it is, swapped, as a plan, and through other runtimes, in turns."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from typer import Argument, Option
 
 from fastconv.cli import UserError, arguments
@@ -19,7 +17,7 @@ from fastconv.cli.screen import console, milliseconds, percent, progress, step, 
 
 TOP = 5  # labels shown for an image
 IMAGENET_CLASSES = 1000
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+REST = 0.02  # seconds in which the threads of other runtimes fall asleep
 
 
 def compare(
@@ -31,10 +29,14 @@ def compare(
     weights: Annotated[Path | None, Option(help="A state dict to load (.safetensors, or torch's format).")] = None,
     pretrained: Annotated[bool, Option("--pretrained", help="The weights an installed package carries.")] = False,
     channels_last: Annotated[bool | None, Option(help="Only this layout, or only NCHW; both when not said.")] = None,
+    optimize: Annotated[bool, Option("--optimize", help="Also as a plan (fastconv.optimize).")] = False,
+    peers: Annotated[str, Option(help="Other runtimes, by commas: compile, onnxruntime, openvino.")] = "",
     seconds: Annotated[float, Option(help="Seconds of timing for each of the ways to run it.")] = 2.0,
     json: Annotated[Path | None, Option(help="Write every figure to this file.")] = None,
 ) -> None:
     """Run a model as it is and swapped: the difference of the results, times, and what every layer took."""
+    from fastconv.testing import ways
+
     arguments.positive(batch, "--batch")
     arguments.positive(size, "--size")
     arguments.output_file(json)
@@ -49,8 +51,12 @@ def compare(
     told = _load(stock, source, weights, pretrained)
     names, pictures = _pictures(image or [], photographs, size or source.image_size, source)
     x = _batch(pictures, source, batch, size)
-    layouts = [name for name in FORMATS if channels_last is None or channels_last == (name == "channels_last")]
-    _compare(source, told, x, layouts, seconds, names, pictures, json)
+    unknown = [name for name in peers.split(",") if name and name not in ways.PEERS]
+    if unknown:
+        raise UserError(f"--peers: there is no runtime {unknown[0]!r}; there are {', '.join(ways.PEERS)}.")
+    layouts = [name for name in ways.FORMATS if channels_last is None or channels_last == (name == "channels_last")]
+    others = [*(["plan"] if optimize else []), *filter(None, peers.split(","))]
+    _compare(source, told, x, layouts, others, seconds, names, pictures, json)
 
 
 def _load(model: nn.Module, source: arguments.Source, weights: Path | None, pretrained: bool) -> str:
@@ -95,43 +101,20 @@ def _batch(pictures: Tensor | None, source: arguments.Source, batch: int | None,
     return pictures.repeat(-(-count // len(pictures)), 1, 1, 1)[:count].contiguous()
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to run the model."""
+def _ways(source: arguments.Source, x: Tensor, layouts: list[str], others: list[str]) -> tuple[list, object, list[str]]:
+    """Stock and swapped in every layout, then the others; the report of the swap; and why others are missing."""
+    from fastconv.testing import ways
 
-    swapped: bool
-    layout: str
-    model: nn.Module
-    x: Tensor
-
-    @property
-    def name(self) -> str:
-        return f"{'swapped' if self.swapped else 'stock'} {self.layout}"
-
-    def __call__(self, x: Tensor | None = None) -> object:
-        given = self.x if x is None else x.contiguous(memory_format=FORMATS[self.layout])
-        with torch.no_grad():
-            return self.model(given)
-
-
-def _shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the very same parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): t for t in tensors})
-
-
-def _ways(stock: nn.Module, x: Tensor, layouts: list[str]) -> tuple[list[Way], object]:
-    """Stock and swapped in every layout, and the report of the swap."""
-    import fastconv
-
-    ways, report = [], None
+    found, missing, report = [], [], None
     for layout in layouts:
-        model = copy.deepcopy(stock).to(memory_format=FORMATS[layout]) if layout != "NCHW" else stock
-        given = x.contiguous(memory_format=FORMATS[layout])
-        ours = _shared_copy(model)
-        report = fastconv.swap(ours)
-        ways += [Way(False, layout, model, given), Way(True, layout, ours, given)]
-    return ways, report
+        stock, swapped, report = ways.eager(source.model, x, layout)
+        found += [stock, swapped]
+    for name in others:
+        try:
+            found.append(ways.plan(source.model, x) if name == "plan" else ways.peer(name, source.model, x))
+        except (ways.Missing, RuntimeError) as error:
+            missing.append(f"{name}: {error}")
+    return found, report, missing
 
 
 def _compare(
@@ -139,6 +122,7 @@ def _compare(
     told: str,
     x: Tensor,
     layouts: list[str],
+    others: list[str],
     seconds: float,
     names: list[str],
     pictures: Tensor | None,
@@ -152,19 +136,23 @@ def _compare(
     screen.print(f"{facts.cpu}, {facts.threads} threads, {facts.isa}, torch {facts.torch}", highlight=False)
     screen.print(f"{source.name}, {told}, input {tuple(x.shape)}", highlight=False)
     with progress("swapping", 3 + timer.TURNS) as bar:
-        ways, report = _ways(source.model, x, layouts)
+        ways, report, missing = _ways(source, x, layouts, others)
         step(bar, "comparing results")
         differences = _differences(ways)
         step(bar, "timing in turns")
-        timings = timer.in_turns({way.name: way for way in ways}, seconds, lambda: step(bar))
+        timings = timer.in_turns(
+            {way.name: way.run for way in ways}, seconds, lambda: step(bar), REST if others else 0.0
+        )
         step(bar, "timing layers", 0)
         ceilings = roofline.ceilings()
-        last = ways[-1]
-        per_layer = layers.layer_times(last.model, last.x)
+        last = next(way for way in reversed(ways) if way.name.startswith("swapped"))
+        per_layer = layers.layer_times(last.call, last.x)
     screen.print(f"{len(report.swapped)} of {len(report.rows)} layers run on fastconv", highlight=False)
     for row in report.kept:
         screen.print(f"kept: {row.name or '(the model)'} ({row.kind}): {row.kept}", style="dim", highlight=False)
-    _print_layers(screen, per_layer, ceilings, last.layout)
+    for sentence in missing:
+        screen.print(sentence, style="dim", highlight=False)
+    _print_layers(screen, per_layer, ceilings, layouts[-1])
     _print_times(screen, timings, differences)
     labels = _print_labels(screen, ways, names, pictures) if pictures is not None else []
     if json:
@@ -179,6 +167,7 @@ def _compare(
                 "input": list(x.shape),
                 "times": {name: asdict(timing) for name, timing in timings.items()},
                 "differences": differences,
+                "missing": missing,
                 "swapped": len(report.swapped),
                 "kept": [{"layer": row.name, "kind": row.kind, "why": row.kept} for row in report.kept],
                 "layers": [
@@ -190,15 +179,14 @@ def _compare(
         )
 
 
-def _differences(ways: list[Way]) -> dict[str, float]:
+def _differences(ways: list) -> dict[str, float]:
     """Largest difference from the first way's result, relative to that result's largest value."""
 
-    def leaves(way: Way) -> list[Tensor]:
+    def leaves(way) -> list[Tensor]:
         try:
-            result = way()
+            return way.tensors()
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"The model cannot run on that image: {error}") from None
-        return [t.double() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
     first = leaves(ways[0])
     scale = max((float(t.abs().max()) for t in first if t.numel()), default=0.0) or 1.0
@@ -234,9 +222,10 @@ def _namer(classes: int) -> Callable[[int], str]:
     return imagenet_labels().__getitem__ if classes == IMAGENET_CLASSES else "class {}".format
 
 
-def _print_labels(screen, ways: list[Way], names: list[str], pictures: Tensor) -> list[dict[str, object]]:
+def _print_labels(screen, ways: list, names: list[str], pictures: Tensor) -> list[dict[str, object]]:
     """The best labels of every picture by the stock and by the swapped model."""
-    logits = [way(pictures) for way in (ways[0], ways[-1])]
+    last = next(way for way in reversed(ways) if way.ours)
+    logits = [way.run(pictures) for way in (ways[0], last)]
     if not all(isinstance(t, Tensor) and t.dim() == 2 for t in logits):
         raise UserError("The model does not return one row of class scores for each image, so it names no labels.")
     stock, swapped = (t.softmax(1).topk(min(TOP, t.shape[1])) for t in logits)

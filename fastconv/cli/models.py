@@ -1,23 +1,150 @@
-"""``fastconv models``: the networks that come with the package."""
+"""``fastconv models``: the networks that come with the package, and the layers of one."""
 
 from __future__ import annotations
 
-from rich.table import Table
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.table import Table
+from typer import Argument, Option
+
+from fastconv.cli import UserError, arguments
 from fastconv.cli.screen import console
 
+if TYPE_CHECKING:
+    from fastconv.models.layer_table import LayerRow, LayerTable, View
+    from fastconv.models.registry import ModelInfo
 
-def models() -> None:
-    """List the networks that come with fastconv."""
+
+def models(
+    name: Annotated[str | None, Argument(help="A network, to see its layers; all networks without it.")] = None,
+    size: Annotated[int | None, Option(help="Pixels a side of the image, instead of the network's own.")] = None,
+    json: Annotated[Path | None, Option(help="Write every figure to this file.")] = None,
+) -> None:
+    """List the networks, or one network's layers: sizes by formula, parameters, FLOPs, receptive fields."""
     from fastconv.models import list_models, model_info
 
-    table = Table("model", "image", "parameters", "multiply-adds")
-    for name in list_models():
+    arguments.output_file(json)
+    if name is None:
+        if size is not None:
+            raise UserError("--size belongs to the layers of one network: give its name.")
+        infos = [model_info(name) for name in list_models()]
+        console().print(_list(infos))
+        content = {"kind": "models", "models": [_facts(info) for info in infos]}
+    else:
+        info, layers, side = _layers(name, size)
+        console().print(_table(info, layers, side))
+        rows = [_figures(row) for row in layers.rows]
+        content = {"kind": "layers", **_facts(info), "size": side, "totals": _totals(layers), "layers": rows}
+    if json:
+        from fastconv.profiling import results
+
+        results.write(json, content, lines="models" if name is None else "layers")
+
+
+def _layers(name: str, size: int | None) -> tuple[ModelInfo, LayerTable, int]:
+    """The layer table of a network built without storage."""
+    import torch
+
+    from fastconv.models import create_model, layer_table, model_info
+
+    if size is not None and size < 1:
+        raise UserError(f"--size must be at least 1, but is {size}.")
+    try:
         info = model_info(name)
+        side = info.image_size if size is None else size
+        with torch.device("meta"):
+            return info, layer_table(create_model(name), torch.empty(1, info.channels, side, side)), side
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+
+
+def _list(infos: list[ModelInfo]) -> Table:
+    table = Table("model", "image", "parameters", "multiply-adds")
+    for info in infos:
         table.add_row(
-            name,
-            f"{info.image_size} x {info.image_size}",
+            info.name,
+            f"{info.channels} x {info.image_size} x {info.image_size}",
             f"{info.parameters / 1e6:.2f} M",
             f"{info.multiply_adds / 1e9:.2f} G",
         )
-    console().print(table)
+    return table
+
+
+def _table(info: ModelInfo, layers: LayerTable, side: int) -> Table:
+    totals = _totals(layers)
+    idle = f", and {layers.idle_parameters:,} in layers that run in training only" if layers.idle_parameters else ""
+    table = Table(
+        *("layer", "kind", "output"),
+        title=f"{info.name}, one image of {info.channels} x {side} x {side}",
+        caption=f"{totals['parameters']:,} parameters{idle}; {totals['multiply_adds']:,} multiply-adds, "
+        f"{totals['flops']:,} FLOPs. Field: pixels that can change a value; jump: pixels between neighbours.",
+    )
+    for title in ("height by formula", "parameters", "FLOPs", "field", "jump"):
+        table.add_column(title, justify="left" if title.startswith("height") else "right")
+    for row in layers.rows:
+        table.add_row(
+            row.name,
+            row.kind,
+            " x ".join(map(str, row.output_shape[1:])),
+            row.formula,
+            f"{row.parameters:,}" if row.parameters else "",
+            f"{2 * row.multiply_adds:,}" if row.multiply_adds else "",
+            _by_axis([_field(view) for view in row.views]),
+            _by_axis([_jump(view) for view in row.views]),
+        )
+    return table
+
+
+def _by_axis(texts: list[str]) -> str:
+    """One text where both axes agree, else "vertical x horizontal"."""
+    return texts[0] if texts[0] == texts[1] else " x ".join(texts)
+
+
+def _field(view: View) -> str:
+    if math.isnan(view.field):
+        return "?"
+    return "all" if math.isinf(view.field) else str(view.field)
+
+
+def _jump(view: View) -> str:
+    return str(view.jump) if math.isfinite(view.field) else ""
+
+
+def _facts(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "image_size": info.image_size,
+        "channels": info.channels,
+        "classes": info.classes,
+        "parameters": info.parameters,
+        "multiply_adds": info.multiply_adds,
+    }
+
+
+def _totals(layers: LayerTable) -> dict[str, int]:
+    return {
+        "parameters": layers.parameters,
+        "idle_parameters": layers.idle_parameters,
+        "multiply_adds": layers.multiply_adds,
+        "flops": 2 * layers.multiply_adds,
+    }
+
+
+def _figures(row: LayerRow) -> dict[str, Any]:
+    """Fields are null where a value sees the whole image or it is not known; jumps are pixels."""
+    finite = [math.isfinite(view.field) for view in row.views]
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "input": row.input_shape,
+        "output": row.output_shape,
+        "formula": row.formula,
+        "parameters": row.parameters,
+        "multiply_adds": row.multiply_adds,
+        "flops": 2 * row.multiply_adds,
+        "sees_all": [math.isinf(view.field) for view in row.views],
+        "field": [float(view.field) if known else None for view, known in zip(row.views, finite, strict=True)],
+        "jump": [float(view.jump) if known else None for view, known in zip(row.views, finite, strict=True)],
+    }

@@ -9,32 +9,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastconv.kernels import aten_norm, aten_pool
+from fastconv.kernels import aten_map, aten_norm, aten_pool
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
 DEVICES = ("cpu", "cuda")
 
-_ACTIVATIONS = {
-    "none": lambda x, alpha: x,
-    "relu": lambda x, alpha: torch.relu(x),
-    "relu6": lambda x, alpha: torch.nn.functional.relu6(x),
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "silu": lambda x, alpha: torch.nn.functional.silu(x),
-    "hardswish": lambda x, alpha: torch.nn.functional.hardswish(x),
-    "sigmoid": lambda x, alpha: torch.sigmoid(x),
-    "gelu": lambda x, alpha: torch.nn.functional.gelu(x),
-}
-
 
 def rows() -> list[Kernel]:
-    """One row per pass of a convolution, of every pool and of batch normalisation."""
+    """One row per pass of a convolution, of every pool, of the norms and of what lies between them."""
     return [
         Kernel("conv2d/fprop_aten", "conv2d", "fprop", DEVICES, _refuses, conv_fprop),
         Kernel("conv2d/dgrad_aten", "conv2d", "dgrad", DEVICES, _refuses_dgrad, conv_dgrad),
         Kernel("conv2d/wgrad_aten", "conv2d", "wgrad", DEVICES, _refuses, conv_wgrad),
         *aten_pool.rows(),
         *aten_norm.rows(),
+        *aten_map.rows(),
     ]
 
 
@@ -54,7 +44,7 @@ def _refuses_dgrad(problem: Problem) -> str | None:
 def _finish(problem: Problem, y: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
         y = y + residual
-    return _ACTIVATIONS[problem.activation](y, problem.alpha)
+    return aten_map.activation(problem, y)
 
 
 def _geometry(problem: Problem) -> tuple[list[int], list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastconv.kernels.aten_map import part
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -32,6 +33,8 @@ def _refuses(problem: Problem) -> str | None:
 
 
 def _refuses_response(problem: Problem) -> str | None:
+    if problem.in_channels:
+        return "It reads dense inputs, not a slice of a buffer's channels."
     if problem.dtype in ("f16", "bf16"):
         return f"PyTorch averages over channels in float and double, but the problem is in {problem.dtype}."
     return _refuses(problem)
@@ -49,6 +52,7 @@ def fprop(
     eps: float = EPS,
 ) -> Tensor:
     """``aten::native_batch_norm``; in training it writes mean and biased variance into ``stats``."""
+    x = part(problem, x)
     if not problem.training:
         mean = torch.zeros_like(variance) if mean is None else mean
         return aten.native_batch_norm(x, w, bias, mean, variance, False, 0.0, eps)[0]

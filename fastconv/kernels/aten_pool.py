@@ -30,6 +30,8 @@ def rows() -> list[Kernel]:
 
 def _refuses(problem: Problem) -> str | None:
     h, w = problem.h, problem.w
+    if problem.in_channels or problem.out_channels:
+        return "PyTorch's operator is asked for whole tensors, not for a channel slice of a larger buffer."
     if (h.pad_lo, w.pad_lo) != (h.pad_hi, w.pad_hi):
         return f"Its padding is symmetric, but the problem's is {h.pad_lo}:{h.pad_hi} x {w.pad_lo}:{w.pad_hi}."
     for axis in (h, w):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fastconv import settings
@@ -30,6 +31,14 @@ def rows() -> list[Kernel]:
     ]
 
 
+def pack(row: int, problem: Problem, w: Tensor) -> Tensor:
+    """The filter ``w``, of any strides, in the form in which kernel ``row`` reads it in a packed problem: bytes."""
+    size, _ = C.packed_form(row, problem)
+    packed = torch.empty(size, dtype=torch.uint8)
+    C.pack(row, problem, w, packed)
+    return packed
+
+
 def _refuses(row: int, problem: Problem) -> str | None:
     return C.refuses(row, problem, settings.current().isa) or None
 
@@ -48,10 +57,19 @@ def _run(
     mean: Tensor | None = None,
     variance: Tensor | None = None,
     stats: Tensor | None = None,
+    scale: Tensor | None = None,
+    packed: Tensor | None = None,
     eps: float = EPS,
     response: tuple[float, float, float] = RESPONSE,
     threads: int = 0,
 ) -> Tensor:
-    """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses."""
-    C.run_kernel(row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, eps, response, threads)
+    """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses.
+
+    A packed problem takes ``packed``, from :func:`pack`, in place of ``w``; without it the filter is packed here.
+    """
+    if problem.packed and packed is None:
+        packed, w = pack(row, problem, w), None
+    C.run_kernel(
+        row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, scale, packed, eps, response, threads
+    )
     return out

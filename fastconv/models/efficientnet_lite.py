@@ -16,12 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastconv.models.checks import check_images
 from fastconv.models.images import SIGNED_UNIT
 from fastconv.models.registry import ModelInfo, register
 
 _STEM_CHANNELS = 32  # stem and head are not scaled with the width
 _HEAD_CHANNELS = 1280
 _CHANNEL_MULTIPLE = 8
+_SMALLEST = 32
 
 # TensorFlow's batch norm: epsilon 1e-3, and a decay of 0.99 where torch counts the new share.
 _NORM = {"eps": 1e-3, "momentum": 0.01}
@@ -37,7 +39,7 @@ class Stage(NamedTuple):
     channels: int
 
 
-_STAGES = (
+STAGES = (
     Stage(1, 3, 1, 1, 16),
     Stage(2, 3, 2, 6, 24),
     Stage(2, 5, 2, 6, 40),
@@ -142,6 +144,7 @@ class EfficientNetLite(nn.Module):
     Higher accuracy on vision models with EfficientNet-Lite, TensorFlow blog, 2020.
     Image side, parameters / multiply-adds: Lite0 224, 4.7 M / 0.39 G; Lite1 240, 5.4 M / 0.60 G;
     Lite2 260, 6.1 M / 0.86 G; Lite3 280, 8.2 M / 1.38 G; Lite4 300, 13.0 M / 2.55 G.
+    Receptive field of the last convolution 851, 1115, 1115, 1339, 1731.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class EfficientNetLite(nn.Module):
     ) -> None:
         super().__init__()
         size = variant.image_size if image_size is None else image_size
+        self._smallest = min(_SMALLEST, size)  # paddings for a larger image do not fill every layer's window
         self._pad, self._conv_stem = _same_conv(layers, size, 3, _STEM_CHANNELS, 3, stride=2)
         self._bn0 = layers.BatchNorm2d(_STEM_CHANNELS, **_NORM)
         size = math.ceil(size / 2)
@@ -180,6 +184,7 @@ class EfficientNetLite(nn.Module):
         self._init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x, smallest=self._smallest)
         x = self._relu6(self._bn0(self._conv_stem(self._pad(x))))
         for block in self._blocks:
             x = block(x)
@@ -197,15 +202,15 @@ class EfficientNetLite(nn.Module):
 def _scaled_blocks(variant: Variant) -> list[Stage]:
     """The blocks of a variant, one row each: width and depth scaled, strides only where a stage begins."""
     blocks = []
-    for index, stage in enumerate(_STAGES):
-        is_fixed = index in (0, len(_STAGES) - 1)  # the first and the last stage keep their depth
+    for index, stage in enumerate(STAGES):
+        is_fixed = index in (0, len(STAGES) - 1)  # the first and the last stage keep their depth
         repeats = stage.repeats if is_fixed else math.ceil(variant.depth * stage.repeats)
-        first = stage._replace(repeats=1, channels=_scaled_channels(stage.channels, variant.width))
+        first = stage._replace(repeats=1, channels=scaled_channels(stage.channels, variant.width))
         blocks += [first] + [first._replace(stride=1)] * (repeats - 1)
     return blocks
 
 
-def _scaled_channels(channels: int, width: float) -> int:
+def scaled_channels(channels: int, width: float) -> int:
     """`channels * width`, rounded to a multiple of 8 that is not more than 10 % below."""
     scaled = channels * width
     rounded = int(scaled + _CHANNEL_MULTIPLE / 2) // _CHANNEL_MULTIPLE * _CHANNEL_MULTIPLE

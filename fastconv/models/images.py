@@ -33,16 +33,20 @@ _PHOTOGRAPHS = (
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of red, green, blue, in units of the full pixel range 0..1."""
+    """Mean and standard deviation of red, green, blue (or of gray alone), in units of the full pixel range 0..1."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 # The statistics of ImageNet's training set: what torchvision's checkpoints were trained with.
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # (pixel - 127) / 128: what EfficientNet-Lite was trained with (MEAN_RGB, STDDEV_RGB in its own source).
 SIGNED_UNIT = Normalization(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+# The statistics of CIFAR-10's training set.
+CIFAR = Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+# The statistics of MNIST's training set, one gray channel.
+DIGITS = Normalization(mean=(0.1307,), std=(0.3081,))
 
 
 def load_image(
@@ -50,7 +54,7 @@ def load_image(
     size: int,
     normalization: Normalization = SIGNED_UNIT,
 ) -> Tensor:
-    """A picture as a network's input: float32 [1, 3, size, size].
+    """A picture as a network's input: float32 [1, 3, size, size], or [1, 1, size, size] in gray.
 
     `source` is a path, a Pillow image, or a uint8 array [H, W] or [H, W, 3 or 4] with values 0..255. The
     central square of size / (size + 32) of the shorter side is scaled to `size` pixels, bicubically.
@@ -63,8 +67,10 @@ def load_image(
     pil_image, numpy = _require("PIL.Image", "pillow"), _require("numpy", "numpy")
     image = image.resize((size, size), pil_image.Resampling.BICUBIC, box=(left, top, left + crop, top + crop))
 
-    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization)
+    if len(normalization.mean) == 1:
+        image = image.convert("L")
+    pixels = torch.from_numpy(numpy.array(image)).view(size, size, -1).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
     return ((pixels - mean) / std).unsqueeze(0).contiguous()
 
 

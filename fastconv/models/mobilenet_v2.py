@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fastconv.models.checks import check_images
 from fastconv.models.images import IMAGENET
 from fastconv.models.initialize import init_weights
 from fastconv.models.registry import ModelInfo, register
@@ -71,7 +72,7 @@ class MobileNetV2(nn.Module):
     """MobileNetV2 at width 1, [N, 3, H, W] -> logits [N, num_classes]; made for 224x224 images.
 
     Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: Inverted Residuals and Linear Bottlenecks, 2018,
-    section 4, table 2. 3.5 M parameters, 0.30 G multiply-adds at 224x224.
+    section 4, table 2. 3.5 M parameters, 0.30 G multiply-adds at 224x224; receptive field of the last convolution 491.
     """
 
     def __init__(self, layers: ModuleType, *, num_classes: int = 1000, dropout: float = 0.2) -> None:
@@ -90,6 +91,7 @@ class MobileNetV2(nn.Module):
         init_weights(self, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(self, x)
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 

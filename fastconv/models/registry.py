@@ -27,7 +27,8 @@ class ModelInfo:
 
     `build(layers, **kwargs)` constructs it with the convolution and pooling classes of the module `layers`.
     `parameters` counts trainable values; `multiply_adds` counts those of all convolutions and linear layers
-    for one `image_size` x `image_size` image.
+    for one `image_size` x `image_size` image in eval mode. The image has as many channels as `normalization`.
+    The output is [N, classes], or [N, classes, H, W] where the network is `dense`: a class for every pixel.
     """
 
     name: str
@@ -36,6 +37,13 @@ class ModelInfo:
     normalization: Normalization
     parameters: int
     multiply_adds: int
+    classes: int = 1000
+    dense: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input: 3, or 1 for gray images."""
+        return len(self.normalization.mean)
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -70,10 +78,11 @@ def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv"
     keyword arguments go to the family's class; all take `num_classes`.
     """
     info = model_info(name)
-    return info.build(_layer_module(layers), **kwargs)
+    return info.build(layer_module(layers), **kwargs)
 
 
-def _layer_module(layers: str) -> ModuleType:
+def layer_module(layers: str) -> ModuleType:
+    """The module `layers` stands for; a ValueError if it is neither "fastconv" nor "torch"."""
     if layers not in _LAYER_MODULES:
         known = " or ".join(map(repr, _LAYER_MODULES))
         raise ValueError(f"The argument layers={layers!r} must be {known}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 
 # What one candidate runs: a single call over and over (data warm in the caches), or calls on different buffers whose
 # sum is larger than the last cache, one after the other (data cold).
@@ -85,11 +85,16 @@ class _Candidate:
 
 
 def in_turns(
-    candidates: Mapping[str, Calls], seconds: float = 0.2, on_turn: Callable[[], object] | None = None
+    candidates: Mapping[str, Calls],
+    seconds: float = 0.2,
+    on_turn: Callable[[], object] | None = None,
+    rest: float = 0.0,
 ) -> dict[str, Timing]:
     """Times every candidate for about ``seconds`` each, in turns.
 
     on_turn: called after each turn (for a progress bar).
+    rest: seconds of sleep before each candidate's turn, and an untimed call after it. Candidates that have threads of
+        their own need it: an idle pool spins on for some milliseconds, on the processors of the next candidate.
     """
     runs = {
         name: _Candidate(calls if isinstance(calls, Sequence) else (calls,), []) for name, calls in candidates.items()
@@ -103,6 +108,9 @@ def in_turns(
         while any(not run.done(seconds) for run in runs.values()):
             for run in runs.values():
                 if not run.done(seconds):
+                    if rest:
+                        sleep(rest)
+                        run.run(1, position)
                     # Candidates may share buffers: each goes on where the one before stopped.
                     run.sample(position)
                     position += run.repeats

@@ -132,7 +132,7 @@ def entrants(problem: Problem, pattern: str = "*") -> tuple[list[Entrant], list[
             out.append(Row(kernel.name, problem.layout, None, reason))
             continue
         taking_part.append(Entrant(kernel, problem, is_chosen))
-        if kernel.is_torch:
+        if kernel.is_torch and problem.op != "reorder2d":
             other = problem.replace(layout="nchw" if problem.layout == "nhwc" else "nhwc")
             taking_part.append(Entrant(kernel, other, False))
     return taking_part, out
@@ -147,7 +147,7 @@ def _blank(problem: Problem) -> Tensor:
     if problem.is_norm and name == "w":
         return torch.empty(shape, dtype=norm_case.arithmetic(problem), device="meta")
     blank = torch.empty(shape, dtype=inputs.DTYPES[problem.dtype], device="meta")
-    return blank.contiguous(memory_format=inputs.memory_format(problem))
+    return blank.contiguous(memory_format=inputs.written_format(problem))
 
 
 def operand_sets(tensors: dict[str, Tensor], problem: Problem, cold: bool) -> list[dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from fastconv import reference_norm
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 from fastconv.testing import check_lrn, guard, tolerances
-from fastconv.testing.inputs import DTYPES, memory_format
+from fastconv.testing.inputs import DTYPES, guarded_output, in_buffer, memory_format
 from fastconv.testing.norm_case import EPS, SHIFT, STEPS, Case, activation, arithmetic, values
 
 _REST = (0, 2, 3)
@@ -135,15 +135,18 @@ def check_norm(
     run = case(problem, kind, seed, affine)
     if problem.pass_ == "wgrad":
         out = guard.GuardedOutput(tuple(run.expected.shape), arithmetic(problem), offset=offset)
+    elif problem.pass_ == "fprop":
+        out = guarded_output(problem, offset)
     else:
         shape = tuple(run.expected.shape)
         out = guard.GuardedOutput(shape, DTYPES[problem.dtype], memory_format(problem), offset)
-    tensors = {name: guard.guarded(t, offset) for name, t in run.tensors.items()}
+    tensors = run.tensors | {"x": in_buffer(problem, run.tensors["x"])}
+    tensors = {name: guard.guarded(t, offset) for name, t in tensors.items()}
     stats = None
     if run.stats is not None:
         stats = guard.GuardedOutput(tuple(run.stats.shape), arithmetic(problem), offset=offset)
         tensors["stats"] = stats.tensor
-    kernel.run(problem, out=out.tensor, threads=threads, **run.numbers, **tensors)
+    kernel.run(problem, out=out.buffer, threads=threads, **run.numbers, **tensors)
     for name, buffer, expected, allowed in (
         ("the result", out, run.expected, run.allowed),
         ("the channels' pair", stats, run.stats, run.stats_allowed),

@@ -14,7 +14,7 @@ from fastconv import reference_pool
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 from fastconv.testing import guard, tolerances
-from fastconv.testing.inputs import DTYPES, memory_format, shapes
+from fastconv.testing.inputs import DTYPES, guarded_output, memory_format, shapes
 
 INDEX_DTYPES = {"u8": torch.uint8, "i64": torch.int64}
 KINDS = ("ties", "normal", "special")
@@ -44,13 +44,16 @@ def check_pool(
     inputs, expected, expected_index, terms = case(problem, kind, seed)
     fprop = problem.pass_ == "fprop"
     writes_index = fprop and problem.index != "none" and problem.op != "unpool2d"
-    out = guard.GuardedOutput(tuple(expected.shape), DTYPES[problem.dtype], memory_format(problem), offset)
+    if fprop:
+        out = guarded_output(problem, offset)
+    else:
+        out = guard.GuardedOutput(tuple(expected.shape), DTYPES[problem.dtype], memory_format(problem), offset)
     index = None
     tensors = {name: guard.guarded(_layout(problem, t), offset) for name, t in inputs.items()}
     if writes_index:
         index = guard.GuardedOutput(tuple(expected.shape), INDEX_DTYPES[problem.index], memory_format(problem), offset)
         tensors["index"] = index.tensor
-    kernel.run(problem, out=out.tensor, threads=threads, **tensors)
+    kernel.run(problem, out=out.buffer, threads=threads, **tensors)
     for buffer in (out, index):
         violation = buffer.violation() if buffer is not None else None
         assert violation is None, violation

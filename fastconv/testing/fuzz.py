@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from fastconv import registry
 from fastconv.problem import Problem
+from fastconv.reference_map import OPS as MAPS
 from fastconv.registry import Kernel
-from fastconv.testing import check_norm, fuzz_norm, fuzz_pool, tolerances
+from fastconv.testing import check_map, check_norm, fuzz_map, fuzz_norm, fuzz_pool, tolerances
 from fastconv.testing.check import check_conv, is_exact
 from fastconv.testing.check_pool import check_pool
 
@@ -133,6 +134,7 @@ def fuzz(count: int, seed: int = 0, kernels: str = "") -> Tally:
         rng = random.Random(seed)
         problem = _problem_for(rng, hungry[rng.choice(sorted(hungry))])
         make = _conv_check if problem.is_conv else _norm_check if problem.is_norm else _pool_check
+        make = _map_check if problem.op in MAPS else make
         check = make(rng, problem, seed)
         for rows in list(hungry.values()):
             for kernel in rows:
@@ -174,6 +176,8 @@ def _problem_for(rng: random.Random, rows: list[Kernel]) -> Problem:
             problem = fuzz_norm.random_problem(rng, pass_)
         elif op == "lrn2d":
             problem = fuzz_norm.random_response(rng, pass_)
+        elif op in MAPS:
+            problem = fuzz_map.random_problem(rng, op)
         else:
             problem = fuzz_pool.random_problem(rng, op, pass_)
         if any(kernel.refuses(problem) is None for kernel in rows):
@@ -200,6 +204,13 @@ def _pool_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
     kind = rng.choice(("ties", "special", "normal")) if selects else "ties" if rng.random() < INTEGER else "normal"
     options = {"kind": kind, "seed": seed, "offset": rng.randrange(OFFSETS), "threads": rng.choice((1, 2, 3))}
     return _Check(check_pool, problem, options, selects or kind == "ties")
+
+
+def _map_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
+    """Interpolated integers are within the bound: their weights are none."""
+    kind = rng.choice(("integers", "special")) if rng.random() < INTEGER else "normal"
+    options = {"kind": kind, "seed": seed, "offset": rng.randrange(OFFSETS), "threads": rng.choice((1, 2, 3))}
+    return _Check(check_map.check_map, problem, options, kind != "normal")
 
 
 def _norm_check(rng: random.Random, problem: Problem, seed: int) -> _Check:

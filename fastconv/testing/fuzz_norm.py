@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from fastconv.problem import Problem
+from fastconv.testing.fuzz_map import with_slices
 
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 129, 130, 257, 520)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 17, 28, 33, 56, 100)
@@ -22,6 +23,8 @@ def random_problem(rng: random.Random, pass_: str) -> Problem:
     dtype, layout = rng.choice(("f32", "f64", "f16", "bf16")), rng.choice(("nchw", "nhwc"))
     train = rng.choice(("", "_train"))
     problem = Problem(f"batchnorm2d_n{n}c{c}h{h}w{w}_{dtype}{layout}{train}").replace(pass_=pass_)
+    if pass_ == "fprop" and not problem.training:
+        problem = with_slices(rng, problem)
     if pass_ != "fprop" or rng.random() < 0.5:
         return problem
     return problem.replace(residual=rng.random() < 0.5, activation=rng.choice(ACTIVATIONS))

@@ -44,7 +44,7 @@ def _candidate(rng: random.Random, op: str, pass_: str) -> Problem | None:
         h, w, p, q = (rng.choice(SIZES) for _ in range(4))
         if rng.random() < 0.2:
             p = q = 1
-        return Problem(f"{op}_n{n}c{c}h{h}w{w}_o{p}x{q}_{dtype}{layout}").replace(**common)
+        return _sliced(rng, Problem(f"{op}_n{n}c{c}h{h}w{w}_o{p}x{q}_{dtype}{layout}").replace(**common))
     ceil = rng.random() < 0.4
     h, w = (_axis(rng, ceil, op == "avgpool2d") for _ in range(2))
     if h is None or w is None:
@@ -55,4 +55,12 @@ def _candidate(rng: random.Random, op: str, pass_: str) -> Problem | None:
         f"{op}_n{n}c{c}h{h[0]}w{w[0]}_r{h[1]}s{w[1]}_u{h[2]}x{w[2]}_p{h[3]}x{w[3]}_d{h[4]}x{w[4]}_{dtype}{layout}"
         f"{'_ceil' if ceil else ''}"
     )
-    return Problem(text).replace(**common)
+    return _sliced(rng, Problem(text).replace(**common))
+
+
+def _sliced(rng: random.Random, problem: Problem) -> Problem:
+    """The same into a slice of channels, at times, where a pool writes one."""
+    if problem.op == "unpool2d" or problem.pass_ != "fprop" or problem.index != "none" or rng.random() < 0.7:
+        return problem
+    before = rng.randint(0, 9)
+    return problem.replace(out_offset=before, out_channels=before + problem.c + rng.randint(0, 9))

@@ -11,6 +11,8 @@ from torch import Tensor
 
 HALO = 96  # elements on each side: more than any register, tile or prefetch may overshoot by mistake
 SENTINEL = -77.0
+HALO_BYTES = 1024  # of buffers without a type; keeps what lies between halos aligned to a cache line
+POISON = 255  # of which bytes a NaN of every type may consist
 
 
 def guarded(values: Tensor, offset: int = 0, gap: int = 0) -> Tensor:
@@ -27,6 +29,11 @@ def guarded(values: Tensor, offset: int = 0, gap: int = 0) -> Tensor:
         strides = torch.empty(*values.shape[:-1], values.shape[-1] + gap, device="meta").stride()
     copy = storage.as_strided(values.shape, strides, HALO + offset)
     return copy.copy_(values)
+
+
+def guarded_bytes(count: int) -> Tensor:
+    """``count`` bytes, aligned to a cache line, inside halos of poison and poisoned themselves."""
+    return torch.full((count + 2 * HALO_BYTES,), POISON, dtype=torch.uint8)[HALO_BYTES : HALO_BYTES + count]
 
 
 class GuardedOutput:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastconv.problem import Problem
+from fastconv.testing import guard
 
 DTYPES = {
     "f64": torch.float64,
@@ -23,6 +25,13 @@ EXACT = {"f64": 2**53, "f32": 2**24, "tf32": 2**24, "f16": 2**11, "bf16": 2**8}
 def memory_format(problem: Problem) -> torch.memory_format:
     """The torch name of the problem's layout."""
     return torch.channels_last if problem.layout == "nhwc" else torch.contiguous_format
+
+
+def written_format(problem: Problem) -> torch.memory_format:
+    """The torch name of the layout of the result."""
+    if problem.op == "reorder2d":
+        return torch.contiguous_format if problem.layout == "nhwc" else torch.channels_last
+    return memory_format(problem)
 
 
 def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
@@ -46,6 +55,25 @@ def operand_names(problem: Problem) -> tuple[str, str]:
 def written(problem: Problem) -> str:
     """The operand a convolution pass writes."""
     return {"fprop": "y", "dgrad": "x", "wgrad": "w"}[problem.pass_]
+
+
+def in_buffer(problem: Problem, x: Tensor) -> Tensor:
+    """x in the problem's layout, or where the problem reads a slice, the buffer it is a slice of: NaN beside it."""
+    if not problem.in_channels:
+        return x.contiguous(memory_format=memory_format(problem))
+    buffer = x.new_full((problem.n, problem.in_channels, *x.shape[2:]), math.nan)
+    buffer[:, problem.in_offset : problem.in_offset + problem.c] = x
+    return buffer.contiguous(memory_format=memory_format(problem))
+
+
+def guarded_output(problem: Problem, offset: int = 0) -> guard.GuardedOutput:
+    """Where a forward pass writes, the buffer around its slice included."""
+    n, channels, *size = shapes(problem)["y"]
+    part = None
+    if problem.out_channels:
+        part = slice(problem.out_offset, problem.out_offset + channels)
+        channels = problem.out_channels
+    return guard.GuardedOutput((n, channels, *size), DTYPES[problem.dtype], written_format(problem), offset, part)
 
 
 @dataclass(frozen=True)

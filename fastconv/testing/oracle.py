@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastconv import reference, reference_pool, registry
+from fastconv import reference, reference_map, reference_pool, registry
 from fastconv.kernels import aten
 from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
@@ -99,6 +99,8 @@ def ask(problem: Problem) -> Oracle:
     """Makes operands and computes the exact result; the same for the same problem."""
     if problem.is_norm:
         return _ask_norm(problem)
+    if problem.op in reference_map.OPS:
+        return _ask_map(problem)
     return _ask_conv(problem) if problem.is_conv else _ask_pool(problem)
 
 
@@ -126,7 +128,7 @@ def _ask_norm(problem: Problem) -> Oracle:
     from fastconv.testing import check_norm, norm_case
 
     case = check_norm.case(problem, "normal", SEED)
-    tensors = dict(case.tensors)
+    tensors = case.tensors | {"x": inputs.in_buffer(problem, case.tensors["x"])}
     if case.stats is not None:
         tensors["stats"] = torch.empty_like(case.stats, dtype=norm_case.arithmetic(problem))
     if problem.op == "lrn2d":  # the bound of its gradient
@@ -134,6 +136,20 @@ def _ask_norm(problem: Problem) -> Oracle:
     else:  # the exact result may hold more terms than a sum has: a training batch counts in every element
         terms = problem.n * problem.h.size * problem.w.size + norm_case.STEPS
     return Oracle(problem, tensors, case.expected, case.size, terms, "fastconv.reference_norm in float64")
+
+
+def _ask_map(problem: Problem) -> Oracle:
+    from fastconv.testing import check_map
+
+    case = check_map.case(problem, "normal", SEED)
+    size, terms = case.size, check_map.STEPS
+    if problem.op == "reorder2d":
+        size = None
+    elif problem.op == "bilinear2d":
+        # PyTorch takes its places in float: they are off by some units of the size, and weigh the neighbours.
+        size = reference_map.interpolate(problem, case.tensors["x"].abs(), weighted=False)
+        terms += (problem.h.size + problem.w.size) ** 2
+    return Oracle(problem, case.tensors, case.expected, size, terms, "fastconv.reference_map in float64")
 
 
 def _ask_pool(problem: Problem) -> Oracle:

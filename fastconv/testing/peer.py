@@ -204,7 +204,7 @@ def training_calls(problem: Problem, tensors: Tensors, of_transposed: bool = Fal
 def _plain(problem: Problem) -> bool:
     """Whether there is a function for it: nothing fused but a bias, and as much padding on either side."""
     h, w = problem.h, problem.w
-    fused = problem.residual or problem.activation != "none" or problem.out_channels
+    fused = problem.residual or problem.activation != "none" or problem.in_channels or problem.out_channels
     return not fused and (h.pad_lo, w.pad_lo) == (h.pad_hi, w.pad_hi)
 
 

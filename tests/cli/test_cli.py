@@ -80,6 +80,11 @@ MISTAKES = {
     ("compare", "resnet18", "--pretrained"): "No package carries weights",
     ("compare", "resnet18", "--pretrained", "--weights", "a"): "give one",
     ("explain", "n1c8"): "cannot read the word 'n1c8'",
+    ("models", "resnet81"): "Did you mean resnet18",
+    ("models", "lenet5", "--size", "28"): "LeNet5 takes images of 32 x 32 pixels, but got 28 x 28.",
+    ("models", "vgg16", "--size", "0"): "--size must be at least 1, but is 0.",
+    ("models", "--size", "64"): "--size belongs to the layers of one network",
+    ("models", "lenet5", "--json", "tests"): "is a directory",
 }
 
 
@@ -160,6 +165,29 @@ def test_models_lists_them(capsys):
     code, out, _ = run(capsys, "models")
     assert code == 0
     assert "efficientnet_lite0" in out
+
+
+def test_models_prints_and_writes_the_layers_of_one(capsys, tmp_path):
+    path = tmp_path / "a.json"
+    code, out, err = run(capsys, "models", "alexnet_2012", "--json", str(path))
+    assert (code, err) == (0, "")
+    first = next(line for line in out.splitlines() if "features.0 " in line)
+    shown = [cell.strip() for cell in first.strip("│ ").split("│")]
+    formula = "floor((227 + 2 * 0 - 11) / 4) + 1 = 55"
+    assert shown == ["features.0", "Conv2d 11x11/4", "96 x 55 x 55", formula, "34,944", "210,830,400", "11", "4"]
+    assert "60,965,224 parameters; 724,406,816 multiply-adds" in out
+    content = json.loads(path.read_text())
+    assert content["totals"] == {
+        "parameters": 60_965_224,
+        "idle_parameters": 0,
+        "multiply_adds": 724_406_816,
+        "flops": 1_448_813_632,
+    }
+    assert content["layers"][0]["output"] == [1, 96, 55, 55]
+    assert content["layers"][-1]["sees_all"] == [True, True]
+    code, out, _ = run(capsys, "models", "vgg11", "--size", "64", "--json", str(path))
+    assert "one image of 3 x 64 x 64" in out
+    assert json.loads(path.read_text())["layers"][0]["output"] == [1, 64, 64, 64]
 
 
 def test_doctor(capsys):

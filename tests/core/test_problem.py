@@ -106,3 +106,29 @@ HUGE = 2**63 - 1
 def test_numbers_too_large_for_64_bits_of_arithmetic_are_refused(text):
     with pytest.raises(ValueError, match=r"^Problem string: "):
         Problem(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n1c64h5w4_k8r3s3_p1_f32nhwc_bias_relu_packed",
+        "map2d_n2c12h7w5_f32nhwc_scale_res_silu_in4of32_out0of64",
+        "batchnorm2d_n1c64h7w9_f32nhwc_relu_in0of256",
+        "reorder2d_n8c3h224w128_f32nchw",
+        "bilinear2d_n8c21h28w20_o224x100_f32nhwc_corners",
+    ],
+)
+def test_words_of_plans_survive(text):
+    assert str(Problem(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("n1c64h5w4_k8r3s3_f32nhwc_wgrad_packed", "take a packed filter"),
+        ("map2d_n1c8h2w2_f32nhwc_in60of64", "starts at channel 60 and holds 8 channels, but the buffer has 64"),
+    ],
+)
+def test_impossible_plans_are_refused(text, why):
+    with pytest.raises(ValueError, match=why):
+        Problem(text)

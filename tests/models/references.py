@@ -6,31 +6,65 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.models import create_model, list_models
-from tests.third_party import efficientnet_lite, torchvision
+from tests.third_party import efficientnet_lite, timm, torchvision
 
 # The namespaces every model test runs with.
 LAYERS = ("torch", "fastconv")
 
 NAMES = tuple(list_models())
 
+# What neither torchvision nor another installed package has; papers and arithmetic hold these.
+UNPUBLISHED = (
+    "alexnet_2012",
+    "deconvnet",
+    "densenet100_cifar",
+    "densenet40_cifar",
+    "fcn16s",
+    "fcn32s",
+    "fcn8s",
+    "googlenet_2014",
+    "lenet5",
+    "lenet5_relu",
+    "mlp",
+    "mobilenet_v1_050",
+    "nin",
+    "nin_cifar",
+    "plain18",
+    "plain34",
+    *(f"{kind}{depth}_cifar" for kind in ("plain", "resnet") for depth in (20, 32, 44, 56, 110)),
+    "zfnet",
+    "zfnet_wide",
+)
+PUBLISHED = tuple(name for name in NAMES if name not in UNPUBLISHED)
+
 # Largest difference allowed, relative to the largest value. The sums differ only in order.
 TOLERANCE = 1e-5
+
+# Units of the hidden layers of classifiers whose published width would take most of a comparison's time.
+_THIN = {"alexnet": 64, "vgg11": 64, "vgg11_bn": 64}
 
 
 def reference(name: str, **options) -> nn.Module:
     """The published package's own network for the model `name`, untrained."""
     if name.startswith("efficientnet_lite"):
         return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"), **options)
+    if name == "mobilenet_v1":
+        return timm().create_model("mobilenetv1_100", **options)
+    if name == "googlenet":  # its own initial weights take seconds
+        options = {"init_weights": False, **options}
     return getattr(torchvision().models, name)(**options)
 
 
 def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Module]:
     """(ours, theirs) with the same random weights and non-trivial batch-norm statistics.
 
-    Both are built without storage first: for VGG, drawing weights only to overwrite them takes seconds.
+    Both are built without storage first, because drawing weights only to overwrite them takes seconds.
     """
+    thin = {"hidden": _THIN[name]} if name in _THIN else {}
     with torch.device("meta"):
-        ours, theirs = create_model(name, layers=layers, **options), reference(name, **options)
+        ours, theirs = create_model(name, layers=layers, **thin, **options), reference(name, **options)
+        if thin:
+            _narrow(theirs.classifier, **thin)
     generator = torch.Generator().manual_seed(0)
     theirs = theirs.to_empty(device="cpu")
     for key, value in theirs.state_dict().items():
@@ -38,6 +72,16 @@ def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Mo
     ours = ours.to_empty(device="cpu")
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
+
+
+def _narrow(classifier: nn.Sequential, hidden: int) -> None:
+    """Give the hidden linear layers of a published classifier `hidden` units."""
+    linears = [index for index, layer in enumerate(classifier) if isinstance(layer, nn.Linear)]
+    for index in linears:
+        full = classifier[index]
+        inputs = full.in_features if index == linears[0] else hidden
+        outputs = full.out_features if index == linears[-1] else hidden
+        classifier[index] = nn.Linear(inputs, outputs)
 
 
 def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:

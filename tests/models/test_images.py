@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastconv.models import imagenet_labels, load_image, sample_photographs
-from fastconv.models.images import IMAGENET, SIGNED_UNIT, Normalization
+from fastconv.models.images import DIGITS, IMAGENET, SIGNED_UNIT, Normalization
 
 RAW = Normalization(mean=(0, 0, 0), std=(1 / 255,) * 3)  # leaves pixel values 0..255
 
@@ -40,6 +40,14 @@ def test_imagenet_normalization_differs_by_channel():
     x = load_image(numpy.full((40, 60, 3), 255, numpy.uint8), 8, IMAGENET)
     expected = [(1 - mean) / std for mean, std in zip(*IMAGENET, strict=True)]
     torch.testing.assert_close(x[0, :, 0, 0], torch.tensor(expected))
+
+
+def test_a_network_for_gray_images_gets_one_channel():
+    """Luminance as Pillow weighs it: 299, 587 and 114 thousandths of red, green and blue."""
+    x = load_image(numpy.full((40, 60, 3), (200, 100, 50), numpy.uint8), 28, DIGITS)
+    assert x.shape == (1, 1, 28, 28)
+    gray = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    torch.testing.assert_close(x, torch.full_like(x, (gray / 255 - 0.1307) / 0.3081))
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (64, 128, 3), (128, 64, 3)])

@@ -1,10 +1,13 @@
 // Every verb of Vec against its definition, lane by lane, for the instruction set this file is compiled for. Prints one
 // line per violation; exits 1 when there was one.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <numbers>
 #include <vector>
 
+#include "cpu/simd/exp.h"
 #include "cpu/simd/permute.h"
 #include "cpu/simd/vec.h"
 
@@ -121,9 +124,69 @@ void permutations(const char* type) {
     }
 }
 
+// Functions whose results are rounded: at most `units` in the last place away from the exact one.
+template <class A, class Vector, class Exact>
+void function(const char* name, double units, const std::vector<A>& arguments, Vector vector, Exact exact) {
+  using V = Vec<A>;
+  using Limits = std::numeric_limits<A>;
+  double worst = 0;
+  A where = 0;
+  for (size_t i = 0; i + V::lanes <= arguments.size(); i += V::lanes) {
+    A out[V::lanes];
+    vector(V::load(arguments.data() + i)).store(out);
+    for (int lane = 0; lane < V::lanes; ++lane) {
+      const A x = arguments[i + lane];
+      const long double wanted = exact(static_cast<long double>(x));
+      const A rounded = static_cast<A>(wanted);
+      if (rounded != rounded || std::isinf(rounded)) {
+        expect(same(out[lane], rounded), name, lane, out[lane], rounded);
+        continue;
+      }
+      const int place = std::max(rounded == 0 ? Limits::min_exponent : std::ilogb(rounded) + 1, Limits::min_exponent);
+      const double error = std::fabs(std::ldexp(static_cast<double>(out[lane] - wanted), Limits::digits - place));
+      if (!(error <= worst)) worst = error, where = x;
+    }
+  }
+  std::printf("%s of %d bits: %.3f units in the last place, at %g\n", name, static_cast<int>(sizeof(A)) * 8, worst,
+              static_cast<double>(where));
+  if (!(worst <= units)) ++failures;
+}
+
+// Every sign and exponent with many fractions, and the range where exp is neither 0 nor infinite.
+template <class A>
+std::vector<A> whole_range() {
+  using Limits = std::numeric_limits<A>;
+  std::vector<A> all = samples<A>();
+  const int fractions = sizeof(A) == sizeof(float) ? 500 : 70, steps = 200000;
+  for (int e = Limits::min_exponent - Limits::digits; e <= Limits::max_exponent; ++e)
+    for (int i = 0; i < fractions; ++i) {
+      const A x = std::ldexp(A(0.5) + A(i) / A(2 * fractions) + A(i) * Limits::epsilon(), e);
+      all.push_back(x), all.push_back(-x);
+    }
+  const A end = sizeof(A) == sizeof(float) ? 106 : 750;
+  for (int i = 0; i < steps; ++i) all.push_back(end * (A(2) * A(i) / A(steps) - 1)), all.push_back(all.back() / 5);
+  all.resize(all.size() / Vec<A>::lanes * Vec<A>::lanes);
+  return all;
+}
+
+template <class A>
+void functions() {
+  using V = Vec<A>;
+  using Exact = long double;
+  const std::vector<A> x = whole_range<A>();
+  function<A>("exp", 1, x, [](V v) { return exp(v); }, [](Exact v) { return std::exp(v); });
+  function<A>("sigmoid", 2.5, x, [](V v) { return sigmoid(v); }, [](Exact v) { return 1 / (1 + std::exp(-v)); });
+  function<A>("silu", 3, x, [](V v) { return silu(v); }, [](Exact v) { return v / (1 + std::exp(-v)); });
+  function<A>(
+      "gelu", 4.5, x, [](V v) { return gelu(v); },
+      [](Exact v) { return v * std::erfc(v * -std::numbers::sqrt2_v<Exact> / 2) / 2; });
+}
+
 }  // namespace
 
 int main() {
+  functions<float>();
+  functions<double>();
   arithmetic_verbs<float>();
   arithmetic_verbs<double>();
   memory_verbs<float>("f32");

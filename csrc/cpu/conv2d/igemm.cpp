@@ -19,6 +19,9 @@
 // Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written.
 // 16->96@112 at batch 8, 38 MB, took 3.5 and then 2.1 ms (AVX2 3.6 and 2.5; Zen 4, 2026-11-22).
 //
+// Packed apart from the call (two threads, AVX-512, batch 1, ms packing in the call / packed / torch): 512@7 3x3 1.49 /
+// 1.13 / 1.33, 512@14 3x3/2 1.54 / 1.16 / 1.42, 2048->512@7 0.64 / 0.56 / 2.13, 64@56 3x3 1.13 / 1.05 / 1.08.
+//
 // Measured on one core (Zen 4, 2 cores, 2026-11-22, f32, batch 1, processor time on a shared machine, KCRS weights
 // packed in every call; GFLOP/s with AVX-512 / AVX2 / the better of torch's two layouts): 3x3 64@56 99/104/102, 3x3
 // 256@14 98/97/88, 3x3 512@7 79/76/54, 1x1 64->256@56 89/89/69, 1x1 2048->512@7 79/77/71. It loses
@@ -58,9 +61,19 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_operand(p, [&]<class Operand>(Operand) { igemm::Igemm<Operand>(p, args, parallel).run(); });
 }
 
+PackedForm packed_form(const Problem& p) {
+  PackedForm form;
+  with_operand(p, [&]<class Operand>(Operand) { form = igemm::packed_form<Operand>(p); });
+  return form;
+}
+
+void pack(const Problem& p, const Args& args, void* out, const Parallel& parallel) {
+  with_operand(p, [&]<class Operand>(Operand) { igemm::pack<Operand>(p, args, out, parallel); });
+}
+
 }  // namespace
 
-extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run, cost};
-extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run, cost};
+extern const KernelBody conv2d_fprop_igemm{refuses, workspace, run, cost, packed_form, pack};
+extern const KernelBody conv2d_dgrad_igemm{refuses, workspace, run, cost, packed_form, pack};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cpu/epilogue.h"
+#include "cpu/packed.h"
 #include "ending.h"
 #include "igemm_shape.h"
 #include "pack.h"
@@ -49,7 +50,8 @@ class Igemm {
         tail_(p, args),
         ending_(p, tail_, shape_.columns),
         arena_(args.workspace),
-        work_(arena_, p, shape_, parallel.threads()) {
+        work_(arena_, p, shape_, parallel.threads()),
+        packed_(p.packed ? static_cast<const E*>(args.packed) : work_.packed) {
     std::fill_n(work_.zeros, shape_.zeros(), E{});
     std::fill_n(work_.start + p.groups * shape_.panels * shape_.width, shape_.width, A(0));
     for (int64_t g = 0; g < p.groups; ++g)
@@ -58,11 +60,17 @@ class Igemm {
             tail_.bias && i < shape_.columns ? widen(tail_.bias[g * shape_.columns + i]) : A(0);
     tail_.bias = nullptr;  // the sums start from it
     tail_.nhwc = true;     // or one pixel, where both layouts are the same
+    std::iota(work_.slot, work_.slot + shape_.filter_taps, int64_t{0});
+  }
+
+  // Every panel, as a packed problem reads them; zeros fill the last panel of a group.
+  void pack(E* out) const {
+    if (panel_vectors(shape_.panels - 1) < shape_.vectors) std::fill_n(out, shape_.filter_elements(p_.groups), E{});
+    pack_all(out);
   }
 
   void run() {
     const T* source = static_cast<const T*>(p_.pass == Pass::dgrad ? args_.y : args_.x);
-    std::iota(work_.slot, work_.slot + shape_.filter_taps, int64_t{0});
     const Phase phase = phase_of(p_);
     const int64_t row = phase.w.source_size * shape_.channels;
     run_phase(phase, Source<T>{source, phase.h.source_size * row, row, shape_.channels});
@@ -71,20 +79,21 @@ class Igemm {
  private:
   Private<Operand> share_of(int thread) const {
     Arena arena(work_.threads + thread * work_.thread_bytes);
-    return Private<Operand>(arena, shape_);
+    return Private<Operand>(arena, shape_, p_.packed);
   }
 
   // Threads share the panels, or the depths of all panels where a filter's columns lie together.
-  void pack_all() const {
+  void pack_all(E* out) const {
     const int64_t panels = p_.groups * shape_.panels, parts = divide_up(shape_.depth, packed_at_once);
     if (p_.pass == Pass::dgrad)
       return parallel_(parts, [&](int64_t begin, int64_t end, int thread) {
-        pack_panels(share_of(thread), 0, panels, part(begin, end));
+        pack_panels(share_of(thread), 0, panels, part(begin, end), out);
       });
     parallel_(panels * parts, [&](int64_t begin, int64_t end, int thread) {
       const Private<Operand> own = share_of(thread);
       for (int64_t i = begin; i < end; i = (i / parts + 1) * parts)
-        pack_panels(own, i / parts, i / parts + 1, part(i % parts, i % parts + std::min(end - i, parts - i % parts)));
+        pack_panels(own, i / parts, i / parts + 1, part(i % parts, i % parts + std::min(end - i, parts - i % parts)),
+                    out);
     });
   }
 
@@ -94,18 +103,17 @@ class Igemm {
   }
 
   // Some depths of the panels [first, last), each chunk to its place among all.
-  void pack_panels(const Private<Operand>& own, int64_t first, int64_t last, const Depths& some) const {
+  void pack_panels(const Private<Operand>& own, int64_t first, int64_t last, const Depths& some, E* all) const {
     for (int64_t i = some.begin / shape_.chunk; i * shape_.chunk < some.end; ++i) {
       const Depths chunk = shape_.depths(i);
       pack_panels(own, first, last, chunk, {std::max(some.begin, chunk.begin), std::min(some.end, chunk.end)},
-                  place(first, chunk));
+                  all + place(first, chunk));
     }
   }
 
   // Where a chunk of a panel lies among all.
-  E* place(int64_t panel, const Depths& chunk) const {
-    return work_.packed + p_.groups * shape_.panels * shape_.panel_elements({0, chunk.begin}) +
-           panel * shape_.panel_elements(chunk);
+  int64_t place(int64_t panel, const Depths& chunk) const {
+    return p_.groups * shape_.panels * shape_.panel_elements({0, chunk.begin}) + panel * shape_.panel_elements(chunk);
   }
 
   // Some depths of one chunk of the panels [first, last), which lie one behind the other.
@@ -135,7 +143,7 @@ class Igemm {
     if (!pixels) return;
     const Split chunks = split(strips, panels, parallel_.threads(), p_.w_elements() > p_.x_elements());
     const bool shared = chunks.strips > 1, whole = p_.pass == Pass::dgrad && shape_.chunks() == 1;
-    if (shared) pack_all();
+    if (shared && !p_.packed) pack_all(work_.packed);
     Phase table = phase;
     if (shape_.merged) {
       table.w.taps = 1;
@@ -145,13 +153,14 @@ class Igemm {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
-        if (!shared && whole) pack_panels(own, first_panel, last_panel, shape_.depths(0));
+        if (!p_.packed && !shared && whole) pack_panels(own, first_panel, last_panel, shape_.depths(0), work_.packed);
         for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
           const int64_t end_panel = std::min(panel + shape_.group_panels, last_panel);
           for (int64_t c = 0; c < shape_.chunks(); ++c) {
             const Depths chunk = shape_.depths(c);
-            E* packed = shared || whole ? place(panel, chunk) : own.packed;
-            if (packed == own.packed) pack_panels(own, panel, end_panel, chunk, chunk, packed);
+            const bool at_hand = p_.packed || shared || whole;
+            const E* packed = at_hand ? packed_ + place(panel, chunk) : own.packed;
+            if (!at_hand) pack_panels(own, panel, end_panel, chunk, chunk, own.packed);
             for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
               run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, end_panel, chunk,
                         packed);
@@ -285,6 +294,7 @@ class Igemm {
   const Ending<T> ending_;
   Arena arena_;
   const Work<Operand> work_;
+  const E* const packed_;  // all panels
 };
 
 // What both kernels refuse alike.
@@ -308,8 +318,25 @@ int64_t workspace(const Problem& p, int threads) {
   return arena.used();
 }
 
-// Products over whole registers; the filter is read and written once by packing, the results once and twice more for
-// each chunk after the first, and the source once more for each group of panels after the first.
+// Chunks decide what lies beside what.
+template <class Operand>
+PackedForm packed_form(const Problem& p) {
+  const Shape<Operand> s(p);
+  return {s.filter_elements(p.groups) * static_cast<int64_t>(sizeof(typename Operand::Element)), s.chunk};
+}
+
+template <class Operand>
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true;  // the workspace holds no panels
+  const Scratch scratch(workspace<Operand>(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  Igemm<Operand>(p, own, parallel).pack(static_cast<typename Operand::Element*>(out));
+}
+
+// Products over whole registers; the filter is read and written once by packing, or read packed; the results once and
+// twice more for each chunk after the first, and the source once more for each group of panels after the first.
 template <class Operand>
 Cost cost(const Problem& p, int threads) {
   const Shape<Operand> s(p);
@@ -326,12 +353,13 @@ Cost cost(const Problem& p, int threads) {
   const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
   cost.imbalance = double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
                    double(strips * panels);
-  const double filter = double(p.groups * s.panels * s.panel_elements({0, s.depth}));
+  const double filter = double(s.filter_elements(p.groups));
   const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
   cost.moved = sum * double(2 * s.chunks() - 1) * double(pixels) * width;
-  cost.moved += 2 * element * (filter + (s.staged ? source * double(s.table_taps) : 0));
+  cost.moved += 2 * element * ((p.packed ? 0 : filter) + (s.staged ? source * double(s.table_taps) : 0));
   cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
-  cost.memory = p.bytes();
+  if (p.packed) cost.shared += element * filter * double(chunks.strips);  // each of them reads all panels
+  cost.memory = operand_bytes(p, element * filter);
   return cost;
 }
 

@@ -89,6 +89,7 @@ struct Shape {
   int64_t zeros() const { return std::max(round_up(channels, Operand::step), run); }
   int64_t chunks() const { return std::max<int64_t>(1, divide_up(depth, chunk)); }
   Depths depths(int64_t i) const { return {i * chunk, std::min(depth, (i + 1) * chunk)}; }
+  int64_t filter_elements(int64_t groups) const { return groups * panels * panel_elements({0, depth}); }
   int64_t panel_elements(const Depths& d) const { return filter_taps * round_up(d.count(), Operand::step) * width; }
 
  private:
@@ -118,7 +119,7 @@ struct Private {  // one thread's share of the workspace
   E* packed;
   A* wide;  // [tap][paired_at_once][width]
 
-  Private(Arena& arena, const Shape<Operand>& s)
+  Private(Arena& arena, const Shape<Operand>& s, bool packed_before)
       : rows(arena.take<const void*>(s.table_taps * s.strip)),
         staged(arena.take<const E*>(s.staged ? s.table_taps * s.strip : 0)),
         pixel(arena.take<int64_t>(s.strip)),
@@ -127,7 +128,7 @@ struct Private {  // one thread's share of the workspace
         residual(arena.take<const A*>(s.strip)),
         tile(arena.take<A>(s.strip * s.width)),
         stage(arena.take<E>(s.staged ? s.table_taps * s.strip * s.stage_stride : 0)),
-        packed(arena.take<E>(s.group_panels * s.panel_size)),
+        packed(arena.take<E>(packed_before ? 0 : s.group_panels * s.panel_size)),
         wide(arena.take<A>(Operand::step > 1 ? s.filter_taps * paired_at_once * s.width : 0)) {}
 };
 
@@ -145,10 +146,10 @@ struct Work {
   Work(Arena& arena, const Problem& p, const Shape<Operand>& s, int thread_count) {
     zeros = arena.take<E>(s.zeros());
     start = arena.take<A>((p.groups * s.panels + 1) * s.width);
-    packed = arena.take<E>(p.groups * s.panels * s.panel_elements({0, s.depth}));
+    packed = arena.take<E>(p.packed ? 0 : s.filter_elements(p.groups));
     slot = arena.take<int64_t>(s.filter_taps);
     Arena one(nullptr);
-    Private<Operand>(one, s);
+    Private<Operand>(one, s, p.packed);
     thread_bytes = one.used();
     threads = arena.take<char>(thread_count * thread_bytes);
   }

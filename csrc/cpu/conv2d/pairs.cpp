@@ -35,8 +35,10 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) { igemm::
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_pairs{refuses, igemm::workspace<Pairs>, run, igemm::cost<Pairs>};
-extern const KernelBody conv2d_dgrad_pairs{refuses, igemm::workspace<Pairs>, run, igemm::cost<Pairs>};
+extern const KernelBody conv2d_fprop_pairs{
+    refuses, igemm::workspace<Pairs>, run, igemm::cost<Pairs>, igemm::packed_form<Pairs>, igemm::pack<Pairs>};
+extern const KernelBody conv2d_dgrad_pairs{
+    refuses, igemm::workspace<Pairs>, run, igemm::cost<Pairs>, igemm::packed_form<Pairs>, igemm::pack<Pairs>};
 
 }  // namespace fastconv::avx512
 #endif

@@ -33,6 +33,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "cpu/packed.h"
 #include "ending.h"
 #include "pack.h"
 #include "phases_pack.h"
@@ -76,7 +77,8 @@ class Dgrad {
         tail_(p, args),
         ending_(p, tail_, shape_.columns),
         arena_(args.workspace),
-        work_(arena_, p, shape_, parallel.threads()) {
+        work_(arena_, p, shape_, parallel.threads()),
+        packed_(p.packed ? static_cast<const A*>(args.packed) : work_.packed) {
     std::fill_n(work_.zeros, shape_.channels, A(0));
     const int64_t padded = shape_.panels * shape_.width, per_group = p.channels_per_group();
     for (int64_t g = 0; g < p.groups; ++g)
@@ -86,6 +88,12 @@ class Dgrad {
     tail_.bias = nullptr;  // the sums start from it
     if (shape_.planes || shape_.width_h > 1) ending_.direct = ending_.clamped = ending_.stream = false;
     list_phases();
+  }
+
+  // Every panel, as a packed problem reads them; zeros fill the last panel of a group.
+  void pack(A* out) const {
+    std::fill_n(out, shape_.filter_elements(p_), A(0));
+    pack_all(out);
   }
 
   void run() {
@@ -101,15 +109,15 @@ class Dgrad {
     const int64_t panels = p_.groups * shape_.panels, blocks = shape_.block_count(p_);
     const Split chunks = split(p_, shape_, parallel_.threads());
     // A thread that has panels of its own packs them itself, and they stay in its caches.
-    const bool own_panels = chunks.blocks == 1 && !shape_.merged();
-    if (!own_panels) pack_all();
+    const bool own_panels = !p_.packed && chunks.blocks == 1 && !shape_.merged();
+    if (!p_.packed && !own_panels) pack_all(work_.packed);
     parallel_(chunks.blocks * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       const Private<T> own = share_of(thread);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.blocks, k = task / chunks.blocks;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
         for (int64_t d = 0; own_panels && d < shape_.depth; d += packed_at_once)
-          pack_depths(d, first_panel, last_panel);
+          pack_depths(d, first_panel, last_panel, work_.packed);
         for (int64_t panel = first_panel; panel < last_panel; panel += shape_.group_panels) {
           const int64_t count = std::min(shape_.group_panels, last_panel - panel);
           for (int64_t b = m * blocks / chunks.blocks; b < (m + 1) * blocks / chunks.blocks; ++b)
@@ -146,24 +154,23 @@ class Dgrad {
       }
   }
 
-  void pack_all() const {
+  void pack_all(A* out) const {
     if (shape_.merged()) {
-      const MergedFilter<T> filter{p_, args_, shape_, work_};
+      const MergedFilter<T> filter{p_, args_, shape_, work_, out};
       parallel_(shape_.depth,
                 [&](int64_t begin, int64_t end, int thread) { filter.pack(begin, end, share_of(thread).turned); });
       return;
     }
     const int64_t parts = divide_up(shape_.depth, packed_at_once);
     parallel_(parts, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) pack_depths(i * packed_at_once, 0, p_.groups * shape_.panels);
+      for (int64_t i = begin; i < end; ++i) pack_depths(i * packed_at_once, 0, p_.groups * shape_.panels, out);
     });
   }
 
   // As many depths as are packed at once of panels [first, last).
-  void pack_depths(int64_t depth, int64_t first, int64_t last) const {
+  void pack_depths(int64_t depth, int64_t first, int64_t last, A* out) const {
     const int64_t end = std::min(depth + packed_at_once, shape_.depth);
-    for (int64_t panel = first; panel < last; ++panel)
-      pack(panel, depth, end, work_.packed + panel * shape_.panel_size);
+    for (int64_t panel = first; panel < last; ++panel) pack(panel, depth, end, out + panel * shape_.panel_size);
   }
 
   void pack(int64_t panel, int64_t begin, int64_t end, A* out) const {
@@ -263,7 +270,7 @@ class Dgrad {
       const int64_t column = panel % shape_.panels * shape_.width;
       const int vectors = shape_.panel_vectors(panel);
       tile.offset = group * shape_.depth;
-      tile.weights = work_.packed + panel * shape_.panel_size + phase.first_slot * shape_.depth * vectors * lanes;
+      tile.weights = packed_ + panel * shape_.panel_size + phase.first_slot * shape_.depth * vectors * lanes;
       tile.start = work_.start + panel * shape_.width;
       tile.channel = group * shape_.columns + column;
       tile.out_offset = direct ? tile.channel : shape_.planes ? (panel - first_panel) * shape_.width : 0;
@@ -300,6 +307,7 @@ class Dgrad {
   Ending<T> ending_;
   Arena arena_;
   const Work<T> work_;
+  const A* const packed_;
   Source<A> source_;
 };
 
@@ -321,8 +329,36 @@ int64_t workspace(const Problem& p, int threads) {
   return arena.used();
 }
 
-// Products over whole registers; the filter is read and written once by packing, the results once (those of planes
-// twice), the source once where it is laid out anew, and once more for each group of panels after the first.
+// The order of the taps follows from stride and dilation; which residues are taken together hangs on the map too.
+PackedForm packed_form(const Problem& p) {
+  constexpr int64_t radix = 1 << 15;  // larger strides are as good as this to a window
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const Shape<T> s(p, 1);
+    form.bytes = s.filter_elements(p) * static_cast<int64_t>(sizeof(arithmetic<T>));
+    for (const int64_t digit : {p.h.stride, p.h.dilation, p.w.stride, p.w.dilation})
+      form.variant = form.variant * radix + std::min(digit, radix - 1);
+    form.variant = form.variant * 4 + (s.width_h > 1) * 2 + (s.width_w > 1);
+  });
+  return form;
+}
+
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true;
+  const Scratch scratch(workspace(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Dgrad<T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
+}
+
+// Products over whole registers; the filter is read and written once by packing, or read packed; the results once
+// (those of planes twice), the source once where it is laid out anew, and once more for each group of panels after the
+// first.
 Cost cost(const Problem& p, int threads) {
   Cost cost;
   with_dtype(p.dtype, [&](auto* t) {
@@ -338,9 +374,11 @@ Cost cost(const Problem& p, int threads) {
     cost.imbalance = double(tasks * threads * divide_up(blocks, chunks.blocks) * divide_up(panels, chunks.panels)) /
                      double(blocks * panels);
     const double source = double(p.n * p.out_pixels() * s.pixel), filter = double(panels * s.panel_size);
-    cost.moved = element * (2 * filter + (s.copied ? 2 * source : 0) + double(p.x_elements()) * (s.planes ? 2 : 1));
+    cost.moved = element * ((p.packed ? 0 : 2 * filter) + (s.copied ? 2 * source : 0) +
+                            double(p.x_elements()) * (s.planes ? 2 : 1));
     cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
-    cost.memory = p.bytes();
+    if (p.packed) cost.shared += element * filter * double(chunks.blocks);  // each of them reads all panels
+    cost.memory = operand_bytes(p, element * filter);
   });
   return cost;
 }
@@ -351,6 +389,6 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_dgrad_phases{refuses, workspace, run, cost};
+extern const KernelBody conv2d_dgrad_phases{refuses, workspace, run, cost, packed_form, pack};
 
 }  // namespace fastconv::FASTCONV_ISA

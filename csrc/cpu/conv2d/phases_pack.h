@@ -17,6 +17,7 @@ struct MergedFilter {
   const Args& args;
   const Shape<T>& shape;
   const Work<T>& work;
+  A* out;  // all panels
 
   // Depths [begin, end) of all taps and panels; turned holds Shape::turned elements.
   void pack(int64_t begin, int64_t end, A* turned) const {
@@ -60,7 +61,7 @@ struct MergedFilter {
     for (int64_t panel = 0; panel < shape.panels; ++panel) {
       const int64_t first = panel * shape.width, columns = std::min(shape.width, shape.columns - first);
       const int64_t width = round_up(columns, lanes);
-      A* to = work.packed + panel * shape.panel_size + (slot * shape.depth + d) * width;
+      A* to = out + panel * shape.panel_size + (slot * shape.depth + d) * width;
       for (int64_t i = 0; i < columns; i += lanes)
         store(to + i, load(row + first + i, static_cast<int>(std::min<int64_t>(lanes, columns - i))));
     }

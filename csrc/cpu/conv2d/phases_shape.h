@@ -93,6 +93,7 @@ struct Shape {
 
   int64_t panel_columns(int64_t panel) const { return std::min(width, columns - panel % panels * width); }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
+  int64_t filter_elements(const Problem& p) const { return p.groups * panels * panel_size; }
   bool merged() const { return width_h * width_w > 1; }
   int64_t all_rows(const Problem& p) const { return p.n * cells_h; }
   int64_t block_count(const Problem& p) const { return cuts > 1 ? all_rows(p) * cuts : divide_up(all_rows(p), rows); }
@@ -184,7 +185,7 @@ struct Work {
   Work(Arena& arena, const Problem& p, const Shape<T>& s, int thread_count) {
     zeros = arena.take<A>(s.channels);
     start = arena.take<A>(p.groups * s.panels * s.width);
-    packed = arena.take<A>(p.groups * s.panels * s.panel_size);
+    packed = arena.take<A>(p.packed ? 0 : s.filter_elements(p));
     copy = arena.take<A>(s.copied ? p.n * p.out_pixels() * s.pixel : 0);
     h = arena.take<AxisPhase>(s.phases_h), w = arena.take<AxisPhase>(s.phases_w);
     first_slot = arena.take<int64_t>(s.phases_h * s.phases_w);

@@ -18,6 +18,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/epilogue.h"
+#include "cpu/packed.h"
 #include "ending.h"
 #include "pack.h"
 #include "stem_tile.h"
@@ -40,6 +41,8 @@ struct Shape {
   int64_t pieces;         // of an output row
   int64_t reach;          // rows of the ring
   int64_t row;            // elements of one of them
+
+  int64_t filter_elements() const { return panels * depth * width; }
 
   Shape(const Problem& p, int threads) {
     vectors = p.k <= lanes ? 1 : tile_vectors;
@@ -86,7 +89,7 @@ struct Work {
   int64_t thread_bytes;
 
   Work(Arena& arena, const Problem& p, const Shape<T>& s, int thread_count)
-      : packed(arena.take<A>(s.panels * s.depth * s.width)),
+      : packed(arena.take<A>(p.packed ? 0 : s.filter_elements())),
         start(arena.take<A>(s.panels * s.width)),
         slot(arena.take<int64_t>(p.taps())) {
     Arena one(nullptr);
@@ -110,17 +113,22 @@ class Stem {
         tail_(p, args),
         ending_(p, tail_, p.k),
         arena_(args.workspace),
-        work_(arena_, p, shape_, parallel.threads()) {
+        work_(arena_, p, shape_, parallel.threads()),
+        packed_(p.packed ? static_cast<const A*>(args.packed) : work_.packed) {
     for (int64_t i = 0; i < shape_.panels * shape_.width; ++i)
       work_.start[i] = tail_.bias && i < p.k ? widen(tail_.bias[i]) : A(0);
     tail_.bias = nullptr;  // the sums start from it
     for (int64_t tap = 0; tap < p.taps(); ++tap) work_.slot[tap] = tap;
   }
 
+  // Every panel, as a packed problem reads them; zeros fill the last one.
+  void pack(A* out) const {
+    if (panel_vectors(shape_.panels - 1) < shape_.vectors) std::fill_n(out, shape_.filter_elements(), A(0));
+    pack_all(out);
+  }
+
   void run() {
-    parallel_(shape_.panels, [&](int64_t begin, int64_t end, int) {
-      for (int64_t panel = begin; panel < end; ++panel) pack(panel);
-    });
+    if (!p_.packed) pack_all(work_.packed);
     // Neighbouring tasks are rows of one piece: they share their ring.
     parallel_(p_.n * shape_.pieces * p_.h.out, [&](int64_t begin, int64_t end, int thread) {
       Arena arena(work_.threads + thread * work_.thread_bytes);
@@ -140,14 +148,19 @@ class Stem {
   int64_t panel_columns(int64_t panel) const { return std::min(shape_.width, p_.k - panel * shape_.width); }
   int panel_vectors(int64_t panel) const { return static_cast<int>(divide_up(panel_columns(panel), lanes)); }
 
-  void pack(int64_t panel) const {
+  void pack_all(A* out) const {
+    parallel_(shape_.panels, [&](int64_t begin, int64_t end, int) {
+      for (int64_t panel = begin; panel < end; ++panel) pack(panel, out + panel * shape_.depth * shape_.width);
+    });
+  }
+
+  void pack(int64_t panel, A* out) const {
     const int64_t* stride = args_.w_stride;
     Filter<T> f;
     f.column = stride[0], f.depth = stride[1], f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = p_.h.window, f.window_w = p_.w.window;
     f.w = static_cast<const T*>(args_.w) + panel * shape_.width * f.column;
-    pack_panel(f, work_.slot, p_.c, 0, p_.c, panel_columns(panel), panel_vectors(panel) * lanes,
-               work_.packed + panel * shape_.depth * shape_.width);
+    pack_panel(f, work_.slot, p_.c, 0, p_.c, panel_columns(panel), panel_vectors(panel) * lanes, out);
   }
 
   // Brings the rows under output row i of image n into the ring and finds the offset of every element of the depth.
@@ -194,7 +207,7 @@ class Stem {
     for (int64_t panel = 0; panel < shape_.panels; ++panel) {
       const int64_t channel = panel * shape_.width, columns = panel_columns(panel);
       const int vectors = panel_vectors(panel);
-      tile.weights = work_.packed + panel * shape_.depth * shape_.width;
+      tile.weights = packed_ + panel * shape_.depth * shape_.width;
       tile.start = work_.start + channel;
       tile.out_offset = ending_.direct ? channel : 0, tile.channel = channel;
       tile.last = ending_.direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
@@ -236,6 +249,7 @@ class Stem {
   const Ending<T> ending_;
   Arena arena_;
   const Work<T> work_;
+  const A* const packed_;
 };
 
 std::string refuses(const Problem& p) {
@@ -261,8 +275,29 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
   with_dtype(p.dtype, [&](auto* t) { Stem<std::remove_pointer_t<decltype(t)>>(p, args, parallel).run(); });
 }
 
+PackedForm packed_form(const Problem& p) {
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    form.bytes = Shape<T>(p, 1).filter_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
+  });
+  return form;
+}
+
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true;
+  const Scratch scratch(workspace(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Stem<T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
+}
+
 }  // namespace
 
-extern const KernelBody conv2d_fprop_stem{refuses, workspace, run};
+extern const KernelBody conv2d_fprop_stem{refuses, workspace, run, nullptr, packed_form, pack};
 
 }  // namespace fastconv::FASTCONV_ISA

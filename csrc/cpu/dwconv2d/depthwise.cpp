@@ -32,10 +32,24 @@ void wgrad(const Problem& p, const Args& args, const Parallel& parallel) {
   return p.layout == Layout::nhwc ? depthwise::wgrad_nhwc(p, args, parallel) : depthwise::wgrad_nchw(p, args, parallel);
 }
 
+// One form for both layouts and passes.
+PackedForm packed_form(const Problem& p) {
+  return {depthwise::aligned(p.c, depthwise::line) * p.taps() * depthwise::arithmetic_bytes(p.dtype), 0};
+}
+void pack(const Problem& p, const Args& args, void* out, const Parallel&) {
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    auto* packed = static_cast<arithmetic<T>*>(out);
+    const int64_t last = p.c / depthwise::line * depthwise::line;
+    if (last < p.c) std::fill_n(packed + last * p.taps(), depthwise::line * p.taps(), arithmetic<T>(0));
+    depthwise::pack_filter<T>(p, args, packed);
+  });
+}
+
 }  // namespace
 
-extern const KernelBody dwconv2d_fprop_depthwise{refuses, gather_workspace, gather};
-extern const KernelBody dwconv2d_dgrad_depthwise{refuses, gather_workspace, gather};
+extern const KernelBody dwconv2d_fprop_depthwise{refuses, gather_workspace, gather, nullptr, packed_form, pack};
+extern const KernelBody dwconv2d_dgrad_depthwise{refuses, gather_workspace, gather, nullptr, packed_form, pack};
 extern const KernelBody dwconv2d_wgrad_depthwise{refuses, wgrad_workspace, wgrad};
 
 }  // namespace fastconv::FASTCONV_ISA

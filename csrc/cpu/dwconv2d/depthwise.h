@@ -63,6 +63,20 @@ void pack_filter(const Problem& p, const Args& args, arithmetic<T>* packed) {
       }
 }
 
+// The filter as a call brings it: with strides, or packed.
+template <class T>
+struct FilterTaps {
+  const Problem& p;
+  const Args& args;
+
+  arithmetic<T> at(int64_t c, int64_t r, int64_t s) const {
+    if (p.packed)
+      return static_cast<const arithmetic<T>*>(
+          args.packed)[(c / line * p.taps() + r * p.w.window + s) * line + c % line];
+    return widen(static_cast<const T*>(args.w)[c * args.w_stride[0] + r * args.w_stride[2] + s * args.w_stride[3]]);
+  }
+};
+
 template <int N, class F>
 [[gnu::always_inline]] inline void unroll(F&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {

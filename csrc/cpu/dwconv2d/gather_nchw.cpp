@@ -197,17 +197,15 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
   const Tail<T> tail(p, args);
   const bool plain = !tail.bias && !tail.residual && tail.activation == Activation::none;
   const T* source = static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x);
-  const T* filter = static_cast<const T*>(args.w);
+  const FilterTaps<T> filter{p, args};
   const int64_t source_plane = size.plane.rows * size.plane.width;
   parallel(p.n * p.c, [&](int64_t begin, int64_t end, int number) {
     const Thread<A> thread(p, size, static_cast<A*>(args.workspace) + number * size.elements);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t c = i % p.c;
       size.plane.fill(source + i * source_plane, thread.plane);
-      const T* from = filter + c * args.w_stride[0];
       for (int64_t r = 0; r < p.h.window; ++r)
-        for (int64_t s = 0; s < p.w.window; ++s)
-          thread.taps[r * p.w.window + s] = widen(from[r * args.w_stride[2] + s * args.w_stride[3]]);
+        for (int64_t s = 0; s < p.w.window; ++s) thread.taps[r * p.w.window + s] = filter.at(c, r, s);
       run_plane(p, tail, plain, size, thread, i / p.c, c);
     }
   });

@@ -267,8 +267,12 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
   const int64_t piece = (lines + std::min(wanted, lines) - 1) / std::min(wanted, lines),
                 pieces = (lines + piece - 1) / piece;
   parallel(rows * pieces, [&](int64_t begin, int64_t end, int thread) {
-    A* packed = static_cast<A*>(args.workspace) + thread * shape.packed(p);
-    pack_filter<T>(p, args, packed);
+    const A* packed = static_cast<const A*>(args.packed);
+    if (!p.packed) {
+      A* own = static_cast<A*>(args.workspace) + thread * shape.packed(p);
+      pack_filter<T>(p, args, own);
+      packed = own;
+    }
     for (int64_t i = begin; i < end;) {
       const int64_t n = i / pieces / shape.rows, row = i / pieces % shape.rows, first = i % pieces;
       const bool whole = first == 0 && i + pieces <= end;
@@ -285,7 +289,7 @@ void gather(const Problem& p, const Args& args, const Parallel& parallel) {
 }  // namespace
 
 int64_t gather_nhwc_workspace(const Problem& p, int threads) {
-  return threads * Shape(p).packed(p) * arithmetic_bytes(p.dtype);
+  return p.packed ? 0 : threads * Shape(p).packed(p) * arithmetic_bytes(p.dtype);
 }
 
 void gather_nhwc(const Problem& p, const Args& args, const Parallel& parallel) {

@@ -230,12 +230,10 @@ class Gather {
   }
 
   void load_taps(int64_t c) const {
-    const T* filter = static_cast<const T*>(args_.w) + c * args_.w_stride[0] + h_.tap * args_.w_stride[2] +
-                      w_.tap * args_.w_stride[3];
-    const int64_t row = h_.tap_step * args_.w_stride[2], step = w_.tap_step * args_.w_stride[3];
+    const FilterTaps<T> filter{p_, args_};
     A* taps = taps_;
-    for (int64_t r = 0; r < h_.taps; ++r, filter += row)
-      for (int64_t s = 0; s < w_.taps; ++s) *taps++ = widen(filter[s * step]);
+    for (int64_t r = 0; r < h_.taps; ++r)
+      for (int64_t s = 0; s < w_.taps; ++s) *taps++ = filter.at(c, h_.tap + r * h_.tap_step, w_.tap + s * w_.tap_step);
   }
 
   const A* source(int64_t i) const {

@@ -18,111 +18,18 @@
 // 128@56: 2.6 / 2.6 / 7.9 / 5.6, 2.7 / 2.5 / 8.0 / 4.5 · 8 channels 256@56 stride 2: 3.1 / 3.2 / 7.1 / 5.3, 2.7 / 3.1 /
 // 4.3 / 2.9 · 256@28: 1.3 / 1.7 / 3.2 / 1.6, 1.3 / 1.75 / 3.2 / 1.7 · 16 channels 512@14: 1.21 / 1.58 / 2.34 / 1.04,
 // 1.20 / 1.60 / 2.34 / 1.09 · 32 channels 1024@7: 1.25 / 1.65 / 1.32 / 1.17, 1.33 / 1.67 / 1.41 / 1.12.
+// Packed apart from the call, batch 1: 1024@7 of 32 channels 0.49 and 0.14 (igemm packed 0.17, torch 0.20).
 // It loses to igemm as AVX2 from 16 channels a group, and from 32 with AVX-512; to torch by a tenth to a sixth from 16
 // channels, where torch runs at 85 to 90 % of the peak; as planes, fprop of up to 8 channels loses to im2col, since
 // rows are transposed on the way in and out. cost() knows.
 #include <type_traits>
 
-#include "gather_tile.h"
+#include "cpu/packed.h"
+#include "gather_shape.h"
 
 namespace fastconv::FASTCONV_ISA::grouped {
 
 namespace {
-
-constexpr int64_t tasks_a_thread = 4;   // at least, so that 7 rows share out evenly
-constexpr int64_t l1_set_bytes = 4096;  // addresses equal modulo this share a set of the first cache
-
-// Everything about a call that does not depend on the row.
-template <class A>
-struct Shape {
-  static constexpr int64_t lanes = Vec<A>::lanes;
-  Units units;
-  int64_t rows, width, source_rows, source_width, source_channels;
-  bool paired;
-  int64_t ring;  // source rows held, more than any output row or pair reads from
-  Staging staging;
-  int64_t chunk;  // units whose rows and weights stay in L2
-  int64_t task_units, pieces;
-
-  Shape(const Problem& p, int threads)
-      : units(p.groups, p.written_channels() / p.groups, (p.pass == Pass::dgrad ? p.k : p.c) / p.groups, lanes) {
-    const bool dgrad = p.pass == Pass::dgrad;
-    rows = dgrad ? p.h.in : p.h.out, width = dgrad ? p.w.in : p.w.out;
-    source_rows = dgrad ? p.h.out : p.h.in, source_width = dgrad ? p.w.out : p.w.in;
-    source_channels = dgrad ? p.k : p.c;
-    paired = phases(p.h, p.pass) == 1 && phases(p.w, p.pass) == 1 &&
-             pairs<A>(phase_of(p.h, p.pass, 0), phase_of(p.w, p.pass, 0));
-    const int64_t reach = dgrad ? (p.h.reach() - 1) / p.h.stride + 2 : p.h.reach();
-    ring = std::min(source_rows, reach + paired);
-    int64_t left = 0, end = 1;
-    for (int64_t residue = 0; residue < phases(p.w, p.pass); ++residue) {
-      const Phase w = phase_of(p.w, p.pass, residue);
-      if (w.taps == 0 || w.count == 0) continue;
-      left = std::max(left, -w.offset);
-      end = std::max(end, w.source(round_up(w.count, columns_of_tile(w.count)) - 1) + (w.taps - 1) * w.dilation + 1);
-    }
-    const int64_t pixel = lanes * static_cast<int64_t>(sizeof(A));
-    int64_t pitch = end + left;
-    if (pitch * pixel % l1_set_bytes == 0) ++pitch;
-    staging = {lanes,
-               units.side,
-               units.deep,
-               units.depth,
-               units.blocks,
-               units.groups,
-               source_channels,
-               source_width,
-               source_rows * source_width,
-               left,
-               pitch,
-               p.layout == Layout::nchw};
-    const int64_t bytes_a_unit = (ring * staging.unit() + units.weights(p.taps())) * static_cast<int64_t>(sizeof(A));
-    chunk = std::clamp<int64_t>(machine().l2 / 2 / bytes_a_unit, 1, units.count);
-    chunk = divide_up(units.count, divide_up(units.count, chunk));
-    // Tasks are rows, or pieces of rows where there are few; neighbours in memory stay neighbours in a thread.
-    const int64_t wanted = std::min(divide_up(tasks_a_thread * threads, p.n * rows), units.count);
-    task_units = divide_up(units.count, wanted);
-    pieces = divide_up(units.count, task_units);
-  }
-  int64_t row_of_ring() const { return chunk * staging.unit(); }
-};
-
-// The workspace: what all threads read, then each thread's own.
-template <class A>
-struct Work {
-  A* packed;
-  int32_t* choice;
-  struct Columns {
-    Phase phase;
-    int64_t tile;
-  };
-  Columns* columns;  // of every residue
-  char* threads;
-  int64_t thread_bytes;
-
-  // One thread's share.
-  struct Own {
-    A* ring;
-    A* line;    // the sums of one or two rows of a slice on their way through the Tail: [row][column][lane]
-    A* turned;  // [lane][column]
-    const A** source;
-    int64_t* held;  // the source row each place of the ring holds
-  };
-
-  static Own own(char*& at, const Shape<A>& s) {
-    return {take<A>(at, s.ring * s.row_of_ring()), take<A>(at, 2 * s.width * s.lanes), take<A>(at, s.width * s.lanes),
-            take<const A*>(at, s.ring), take<int64_t>(at, s.ring)};
-  }
-  Work(char*& at, const Problem& p, const Shape<A>& s)
-      : packed(take<A>(at, s.units.count * s.units.weights(p.taps()))),
-        choice(take<int32_t>(at, s.units.deep * s.lanes)),
-        columns(take<Columns>(at, phases(p.w, p.pass))) {
-    threads = at;
-    own(at, s);
-    thread_bytes = at - threads;
-    at = threads;
-  }
-};
 
 template <class T>
 class Gather {
@@ -138,6 +45,7 @@ class Gather {
         shape_(p, parallel.threads()),
         at_(static_cast<char*>(args.workspace)),
         work_(at_, p, shape_),
+        packed_(p.packed ? static_cast<const A*>(args.packed) : work_.packed),
         tail_(p, args),
         source_(static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x)) {
     write_choices(shape_.units, work_.choice);
@@ -150,11 +58,15 @@ class Gather {
     far_ = p.layout == Layout::nhwc && bytes > machine().l2;
   }
 
+  // Every unit, as a packed problem reads them; zeros fill the lanes that hold no channel.
+  void pack(A* out) const {
+    std::fill_n(out, shape_.filter_elements(p_), A(0));
+    pack_all(out);
+  }
+
   void run() const {
     const Units& units = shape_.units;
-    parallel_(units.count, [&](int64_t begin, int64_t end, int) {
-      for (int64_t unit = begin; unit < end; ++unit) pack(unit);
-    });
+    if (!p_.packed) pack_all(work_.packed);
     const int64_t pieces = shape_.pieces;
     parallel_(p_.n * shape_.rows * pieces, [&](int64_t begin, int64_t end, int thread) {
       char* at = work_.threads + thread * work_.thread_bytes;
@@ -175,14 +87,20 @@ class Gather {
  private:
   const Staging& staging() const { return shape_.staging; }
 
+  void pack_all(A* out) const {
+    parallel_(shape_.units.count, [&](int64_t begin, int64_t end, int) {
+      for (int64_t unit = begin; unit < end; ++unit) pack(unit, out);
+    });
+  }
+
   // The filter of a unit as [slice][R][depth][S][lane].
-  void pack(int64_t unit) const {
+  void pack(int64_t unit, A* out) const {
     const Units& u = shape_.units;
     const bool dgrad = p_.pass == Pass::dgrad;
     const int64_t* step = args_.w_stride;
     const int64_t lane_step = dgrad ? step[1] : step[0], depth_step = dgrad ? step[0] : step[1];
     const T* from = static_cast<const T*>(args_.w) + unit * u.side * p_.filters_per_group() * step[0];
-    A* to = work_.packed + unit * u.weights(p_.taps());
+    A* to = out + unit * u.weights(p_.taps());
     for (int64_t slice = 0; slice < u.slices; ++slice, to += p_.taps() * u.depth * lanes, from += lanes * lane_step) {
       const int used = u.used(unit, slice);
       const int64_t window = p_.w.window;
@@ -194,9 +112,10 @@ class Gather {
           continue;
         }
         if (step[3] == 1 && step[2] == window) {
+          A taps[lanes * lanes];
+          if (used < lanes) std::fill_n(taps, lanes * lanes, A(0));
           for (int64_t d = 0; d < u.depth; ++d)
             for (int64_t t = 0; t < p_.taps(); t += lanes) {
-              A taps[lanes * lanes];
               const int64_t count = std::min(lanes, p_.taps() - t);
               transpose(from + d * depth_step + t, lane_step, int64_t{used}, count, taps, lanes);
               for (int64_t i = 0; i < count; ++i) {
@@ -259,7 +178,7 @@ class Gather {
     const Units& u = shape_.units;
     const int64_t channel = u.first(unit, slice), tap_row = u.depth * p_.w.window * lanes;
     const int used = u.used(unit, slice);
-    const A* packed = work_.packed + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
+    const A* packed = packed_ + unit * u.weights(p_.taps()) + slice * p_.h.window * tap_row;
     for (int64_t residue = 0; residue < phases(p_.w, p_.pass); ++residue) {
       const auto& [w, tile] = work_.columns[residue];
       if (w.count == 0) continue;
@@ -329,6 +248,7 @@ class Gather {
   const Shape<A> shape_;
   char* at_;
   const Work<A> work_;
+  const A* const packed_;
   const Tail<T> tail_;
   const T* source_;
   bool direct_;  // sums are stored as they are
@@ -349,9 +269,30 @@ int64_t gather_workspace(const Problem& p, int threads) {
   return bytes;
 }
 
-// Products over whole registers and tiles; the filter is read and written once by packing, the source once by staging,
-// the results once, twice more where they pass through a line. Weights that L1 does not hold come from L2 for each
-// tile.
+PackedForm packed_form(const Problem& p) {
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using A = arithmetic<std::remove_pointer_t<decltype(t)>>;
+    form.bytes = Shape<A>(p, 1).filter_elements(p) * static_cast<int64_t>(sizeof(A));
+  });
+  return form;
+}
+
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true;
+  const Scratch scratch(gather_workspace(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Gather<T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
+}
+
+// Products over whole registers and tiles; the filter is read and written once by packing, or read packed; the source
+// once by staging, the results once, twice more where they pass through a line. Weights that L1 does not hold come from
+// L2 for each tile.
 Cost gather_cost(const Problem& p, int threads) {
   constexpr double permuting = 1.15;  // the permutes share a port with the products (Zen 4, 2026-11-22)
   constexpr double transposing = 10;  // times the bytes of an element: 128@56 took that much longer as planes
@@ -382,8 +323,8 @@ Cost gather_cost(const Problem& p, int threads) {
                              written * (planes   ? transposing
                                         : direct ? 1
                                                  : 3) +
-                             4 * double(u.count * u.weights(p.taps())));
-    cost.memory = p.bytes();
+                             (p.packed ? 0 : 4 * double(s.filter_elements(p))));
+    cost.memory = operand_bytes(p, element * double(s.filter_elements(p)));
     const int64_t tasks = p.n * s.rows * s.pieces;
     cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   });

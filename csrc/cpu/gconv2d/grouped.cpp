@@ -25,10 +25,10 @@ std::string refuses_wgrad(const Problem& p) {
 
 }  // namespace
 
-extern const KernelBody gconv2d_fprop_grouped{refuses, grouped::gather_workspace, grouped::gather,
-                                              grouped::gather_cost};
-extern const KernelBody gconv2d_dgrad_grouped{refuses, grouped::gather_workspace, grouped::gather,
-                                              grouped::gather_cost};
+extern const KernelBody gconv2d_fprop_grouped{
+    refuses, grouped::gather_workspace, grouped::gather, grouped::gather_cost, grouped::packed_form, grouped::pack};
+extern const KernelBody gconv2d_dgrad_grouped{
+    refuses, grouped::gather_workspace, grouped::gather, grouped::gather_cost, grouped::packed_form, grouped::pack};
 extern const KernelBody gconv2d_wgrad_grouped{refuses_wgrad, grouped::wgrad_workspace, grouped::wgrad};
 
 }  // namespace fastconv::FASTCONV_ISA

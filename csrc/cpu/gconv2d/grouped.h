@@ -152,6 +152,8 @@ inline void write_choices(const Units& u, int32_t* choice) {
 void gather(const Problem& p, const Args& args, const Parallel& parallel);
 int64_t gather_workspace(const Problem& p, int threads);
 Cost gather_cost(const Problem& p, int threads);
+PackedForm packed_form(const Problem& p);
+void pack(const Problem& p, const Args& args, void* out, const Parallel& parallel);
 void wgrad(const Problem& p, const Args& args, const Parallel& parallel);
 int64_t wgrad_workspace(const Problem& p, int threads);
 

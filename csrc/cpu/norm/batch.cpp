@@ -34,11 +34,15 @@
 // cache (NCHW, batch 8: 0.75 to 0.95x in three runs), and in gradients of NCHW planes of 7x7, where every channel ends
 // in reductions of registers.
 //
+// Inference reads and writes channel slices of buffers too (elementwise/affine.h): a pre-activation reads a prefix of
+// its block's buffer.
+//
 // Blocks depend on the problem alone, so the bits do not depend on the number of threads. 16-bit types are summed in
 // float and rounded once.
 #include <array>
 
 #include "arena.h"
+#include "elementwise/affine.h"
 #include "planes.h"
 #include "refuses.h"
 #include "rows.h"
@@ -87,6 +91,7 @@ class BatchNorm {
       scale[c] = static_cast<A>(inverse(variance[c]) * of(args_.w, c, 1));
       shift[c] = static_cast<A>(of(args_.bias, c, 0) - (mean ? static_cast<double>(mean[c]) : 0) * scale[c]);
     }
+    if (p_.in_channels || p_.epilogue.out_channels) return Affine<T, A>(p_, args_, {scale, shift}).run(parallel);
     view_.spread(scale), view_.spread(shift);
     parallel(view_.tasks(), [&](int64_t begin, int64_t end, int) {
       view_.each_task(begin, end, /*backwards=*/p_.training,
@@ -223,7 +228,8 @@ int64_t workspace(const Problem& p, int threads) {
 
 }  // namespace
 
-extern const KernelBody batchnorm2d_fprop_blocks{norm::refuses, workspace, fprop};
+extern const KernelBody batchnorm2d_fprop_blocks{
+    .refuses = norm::refuses, .workspace = workspace, .run = fprop, .reads_slices = true};
 extern const KernelBody batchnorm2d_dgrad_blocks{norm::refuses, workspace, gradients};
 extern const KernelBody batchnorm2d_wgrad_blocks{norm::refuses, workspace, gradients};
 

@@ -29,13 +29,21 @@ struct Channel {
   double of(const void* values, double otherwise) const {
     return values ? static_cast<double>(static_cast<const A*>(values)[c]) : otherwise;
   }
-  // f(place) for each element, in the order of images and pixels.
+  // The place of the channel's pixel i in a buffer of so many channels, the problem's first being number `first`.
+  int64_t place(int64_t n, int64_t i, int64_t channels, int64_t first) const {
+    const int64_t pixels = p.in_pixels(), at = first + c;
+    return p.layout == Layout::nhwc ? (n * pixels + i) * channels + at : (n * channels + at) * pixels + i;
+  }
+  // f(image, pixel) for each element, in their order.
+  template <class F>
+  void each_pixel(F&& f) const {
+    for (int64_t n = 0; n < p.n; ++n)
+      for (int64_t i = 0; i < p.in_pixels(); ++i) f(n, i);
+  }
+  // f(place in a dense tensor).
   template <class F>
   void each(F&& f) const {
-    const int64_t pixels = p.in_pixels();
-    for (int64_t n = 0; n < p.n; ++n)
-      for (int64_t i = 0; i < pixels; ++i)
-        f(p.layout == Layout::nhwc ? (n * pixels + i) * p.c + c : (n * p.c + c) * pixels + i);
+    each_pixel([&](int64_t n, int64_t i) { f(place(n, i, p.c, 0)); });
   }
   double x(int64_t at) const { return widen(static_cast<const T*>(args.x)[at]); }
   double dy(int64_t at) const { return widen(static_cast<const T*>(args.y)[at]); }
@@ -56,11 +64,11 @@ struct Channel {
       write(args.stats, mean, variance);
     }
     const double scale = of(args.w, 1) / std::sqrt(variance + args.eps), bias = of(args.bias, 0);
-    each([&](int64_t at) {
-      double y = (x(at) - mean) * scale + bias;
-      if (p.epilogue.residual) y += widen(static_cast<const T*>(args.residual)[at]);
+    each_pixel([&](int64_t n, int64_t i) {
+      double y = (x(place(n, i, p.source_channels(), p.in_offset)) - mean) * scale + bias;
+      if (p.epilogue.residual) y += widen(static_cast<const T*>(args.residual)[place(n, i, p.c, 0)]);
       y = activate(p.epilogue.activation, p.epilogue.alpha, y);
-      static_cast<T*>(args.out)[at] = narrow<T>(static_cast<A>(y));
+      static_cast<T*>(args.out)[place(n, i, p.buffer_channels(), p.epilogue.out_offset)] = narrow<T>(static_cast<A>(y));
     });
   }
 
@@ -97,7 +105,8 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody batchnorm2d_fprop_reference{norm::refuses, no_workspace, run<false>};
+extern const KernelBody batchnorm2d_fprop_reference{
+    .refuses = norm::refuses, .workspace = no_workspace, .run = run<false>, .reads_slices = true};
 extern const KernelBody batchnorm2d_dgrad_reference{norm::refuses, no_workspace, run<true>};
 extern const KernelBody batchnorm2d_wgrad_reference{norm::refuses, no_workspace, run<true>};
 

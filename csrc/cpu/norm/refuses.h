@@ -11,7 +11,9 @@ namespace fastconv::FASTCONV_ISA::norm {
 inline std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "It has no kernel for this dtype.";
   if (p.x_elements() == 0) return "The input is empty.";
-  if (p.epilogue.out_channels) return "It writes no channel slice of a larger buffer.";
+  const bool slices = p.in_channels || p.epilogue.out_channels;
+  if (slices && (p.is_lrn() || p.pass != Pass::fprop || p.training))
+    return "It reads and writes no channel slice of a larger buffer, which only a batch norm's inference does.";
   if (p.pass != Pass::fprop && (p.epilogue.residual || p.epilogue.activation != Activation::none))
     return "Gradients have no residual and no activation.";
   return {};

@@ -5,6 +5,8 @@
 // NCHW: a register of output columns. A row of x goes once into scratch in phase order (rows.h); the sums of its S taps
 // are kept in a ring of rows that vertically overlapping windows share; an output row is the sum of R ring rows. A
 // window that is the whole plane is one long sum. Gradients turn the same around, each input row written once.
+// NHWC over a whole map: the pixels in the order of memory, in segments that do not depend on the threads, merged in
+// their order.
 // Bytes moved: x once, y once. 16-bit types are summed in float and rounded once.
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
 //   forward NCHW 3x3/1 192@28 5.3 and 6.2, 2x2/2 128@56 3.3 and 3.3, global 2048@7 1.2 and 1.1
@@ -12,9 +14,15 @@
 // NCHW at batch 8 with two threads: 2x2/2 128@56 0.51 ms by rows and 0.18 ms by pairs (pairs.h; 18x torch), 3x3/1
 // 192@28 0.56 ms (9x), global 2048@7 0.041 ms, 78 GB/s: the copy bandwidth. Loses in NHWC for windows above about 7x7
 // that overlap, where every tap is read anew for each output.
+// One map in NHWC, two threads, in the same run as torch 2.13's NHWC, us: whole maps 144@56 15.2 (1.5x), 240@28 7.6
+// (1.6x), 32@112 13.2 (1.9x), 512@7 4.3 (2.0x), batch 8 144@56 129 (1.0x), but 32@112 0.65 to 0.85x; 2x2/2 512@14 6.6
+// (1.2x).
+#include "core/integers.h"
 #include "pairs.h"
 #include "plain.h"
 #include "rows.h"
+#include "simd/each_register.h"
+#include "simd/unrolled.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -37,11 +45,19 @@ class Average {
   // Every output is one input.
   bool identity() const {
     const auto same = [](const Windows& w) { return !w.adaptive && w.window == 1 && w.stride == 1 && w.in == w.out; };
-    return same(rows) && same(columns) && !p.divisor_override;
+    return same(rows) && same(columns) && !p.divisor_override && !p.epilogue.out_channels;
   }
   // Every output is the average of its whole plane.
   bool global() const {
     return p.out_pixels() == 1 && rows.at(0).count == rows.in && columns.at(0).count == columns.in;
+  }
+  // Averages of whole maps of more than a few pixels: read in the order of memory, images in segments where they are
+  // few.
+  bool by_segments() const { return p.layout == Layout::nhwc && global() && p.in_pixels() >= least_tasks * together; }
+  int64_t segments() const { return std::max(int64_t{1}, least_tasks / std::max(int64_t{1}, p.n)); }
+  int64_t workspace(int threads) const {
+    const int64_t elements = by_segments() ? p.n * segments() * p.c : threads * scratch_elements();
+    return elements * static_cast<int64_t>(sizeof(A));
   }
   int64_t scratch_elements() const {
     if (p.layout == Layout::nhwc || !by_rows()) return 0;
@@ -50,10 +66,11 @@ class Average {
 
   void fprop(const Parallel& parallel) const {
     if (identity()) return copy(args.x, parallel);
+    if (by_segments()) return nhwc_segments(parallel);
     if (p.layout == Layout::nhwc) {
       const int64_t blocks = channel_blocks();
-      parallel(p.n * p.h.out * blocks, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) nhwc_row(i / blocks / p.h.out, i / blocks % p.h.out, i % blocks);
+      parallel(p.n * p.out_pixels() * blocks, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) nhwc_pixel(i / blocks, i % blocks);
       });
       return;
     }
@@ -98,38 +115,102 @@ class Average {
 
   // ---- NHWC ----
 
-  static constexpr int64_t block = 16 * V::lanes;  // channels a task takes where there are few rows
+  static constexpr int64_t least_tasks = 16;
+  static constexpr int64_t together = 4;  // pixels that share an access to their sums
 
-  int64_t channel_blocks() const { return p.h.out > 1 ? 1 : (p.c + block - 1) / block; }
+  // Channels that a task takes where there are few rows.
+  int64_t block() const {
+    constexpr int64_t wide = 16 * V::lanes, narrow = unroll * V::lanes;
+    return p.n * divide_up(p.c, wide) < least_tasks ? narrow : wide;
+  }
+  int64_t channel_blocks() const { return p.h.out > 1 ? 1 : divide_up(p.c, block()); }
 
-  void nhwc_row(int64_t n, int64_t oh, int64_t part) const {
-    const Span v = rows.at(oh);
-    const int64_t first = channel_blocks() > 1 ? part * block : 0;
-    const int64_t last = channel_blocks() > 1 ? std::min(p.c, first + block) : p.c;
-    const T* image = static_cast<const T*>(args.x) + n * p.in_pixels() * p.c;
-    T* y = static_cast<T*>(args.out) + (n * p.h.out + oh) * p.w.out * p.c;
-    for (int64_t ow = 0; ow < p.w.out; ++ow) {
-      const Span h = columns.at(ow);
-      const T* x = image + (v.first * p.w.in + h.first) * p.c;
-      int64_t c = first;
-      for (; c + unroll * V::lanes <= last; c += unroll * V::lanes)
-        sums<unroll>(v, h, x + c, y + ow * p.c + c, V::lanes);
-      for (; c < last; c += V::lanes)
-        sums<1>(v, h, x + c, y + ow * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, last - c)));
-    }
+  // Sums of an image's pixels in segments, then of the segments in their order.
+  void nhwc_segments(const Parallel& parallel) const {
+    A* partial = static_cast<A*>(args.workspace);
+    const int64_t pixels = p.in_pixels(), segments = this->segments();
+    parallel(p.n * segments, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = pixels * (i % segments) / segments, last = pixels * (i % segments + 1) / segments;
+        sum_pixels(static_cast<const T*>(args.x) + (i / segments * pixels + first) * p.c, last - first,
+                   partial + i * p.c);
+      }
+    });
+    const V by = V::broadcast(divisor(rows.at(0), columns.at(0)));
+    for (int64_t n = 0; n < p.n; ++n)
+      each_register<V>(p.c, [&](int64_t c, auto count) {
+        V sum = V::zero();
+        for (int64_t s = 0; s < segments; ++s) sum = sum + load(partial + (n * segments + s) * p.c + c, count);
+        store(static_cast<T*>(args.out) + n * p.buffer_channels() + p.epilogue.out_offset + c, sum / by, count);
+      });
   }
 
-  template <int regs>
-  void sums(const Span& v, const Span& h, const T* x, T* y, int count) const {
+  // Of few channels, each access to a sum waits for the one before: many pixels share it.
+  void sum_pixels(const T* x, int64_t pixels, A* sum) const {
+    std::fill(sum, sum + p.c, A(0));
+    if (p.c <= unroll * V::lanes) add_fours<together>(x, pixels, sum);
+    add_fours<1>(x, pixels, sum);
+    for (; pixels > 0; --pixels, x += p.c)
+      each_register<V>(
+          p.c, [&](int64_t c, auto count) { store(sum + c, load(sum + c, count) + load(x + c, count), count); });
+  }
+
+  // Adds as many pixels as `fours` times four go into; moves on behind them.
+  template <int fours>
+  void add_fours(const T*& x, int64_t& pixels, A* sum) const {
+    for (; pixels >= fours * together; pixels -= fours * together, x += fours * together * p.c)
+      each_register<V>(p.c, [&](int64_t c, auto count) {
+        V part[fours];
+        unrolled<fours>([&](auto i) {
+          const T* at = x + i * together * p.c + c;
+          const V upper = load(at, count) + load(at + p.c, count);
+          part[i] = upper + (load(at + 2 * p.c, count) + load(at + 3 * p.c, count));
+        });
+        for (int i = 1; i < fours; ++i) part[0] = part[0] + part[i];
+        store(sum + c, load(sum + c, count) + part[0], count);
+      });
+  }
+
+  // What a sum is divided by, or, of a power of two, multiplied by its inverse.
+  struct Divisor {
+    A value;
+    bool power_of_two;
+    explicit Divisor(A by) : value(by) {
+      int exponent;
+      power_of_two = std::frexp(by, &exponent) == A(0.5);
+      if (power_of_two) value = 1 / by;
+    }
+  };
+
+  // `pixel` numbers those of all images.
+  void nhwc_pixel(int64_t pixel, int64_t part) const {
+    const int64_t image = pixel / p.out_pixels(), place = pixel % p.out_pixels();
+    const Span v = rows.at(place / p.w.out), h = columns.at(place % p.w.out);
+    const int64_t first = channel_blocks() > 1 ? part * block() : 0;
+    const int64_t last = channel_blocks() > 1 ? std::min(p.c, first + block()) : p.c;
+    const T* x = static_cast<const T*>(args.x) + (image * p.in_pixels() + v.first * p.w.in + h.first) * p.c;
+    T* y = static_cast<T*>(args.out) + pixel * p.buffer_channels() + p.epilogue.out_offset;
+    const Divisor by(divisor(v, h));
+    int64_t c = first;
+    for (; c + unroll * V::lanes <= last; c += unroll * V::lanes)
+      sums<unroll>(v, h, by, x + c, y + c, std::integral_constant<int, V::lanes>());
+    each_register<V>(last - c, [&](int64_t i, auto count) { sums<1>(v, h, by, x + c + i, y + c + i, count); });
+  }
+
+  template <int regs, class Count>
+  void sums(const Span& v, const Span& h, const Divisor& by, const T* x, T* y, Count count) const {
     V sum[regs];
     for (V& s : sum) s = V::zero();
     for (int64_t r = 0; r < v.count; ++r)
       for (int64_t s = 0; s < h.count; ++s) {
         const T* tap = x + (r * p.w.in + s) * p.c;
-        for (int u = 0; u < regs; ++u) sum[u] = sum[u] + load(tap + u * V::lanes, count);
+        unrolled<regs>([&](auto u) { sum[u] = sum[u] + load(tap + u * V::lanes, count); });
       }
-    const V by = V::broadcast(divisor(v, h));
-    for (int u = 0; u < regs; ++u) store(y + u * V::lanes, sum[u] / by, count);
+    const V over = V::broadcast(by.value);
+    if (by.power_of_two)  // the product is the quotient, to the bit
+      unrolled<regs>([&](auto u) { store(y + u * V::lanes, sum[u] * over, count); });
+    else
+      unrolled<regs>([&](auto u) { store(y + u * V::lanes, sum[u] / over, count); });
   }
 
   void nhwc_gradient_row(int64_t n, int64_t row) const {
@@ -294,18 +375,16 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 int64_t workspace(const Problem& p, int threads) {
   int64_t bytes = 0;
-  with_dtype(p.dtype, [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    bytes = Average<T>(p, Args()).scratch_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
-  });
-  return bytes * threads;
+  with_dtype(p.dtype,
+             [&](auto* t) { bytes = Average<std::remove_pointer_t<decltype(t)>>(p, Args()).workspace(threads); });
+  return bytes;
 }
 
 }  // namespace
 
-extern const KernelBody avgpool2d_fprop_window{refuses_pool, workspace, run<false>};
-extern const KernelBody avgpool2d_dgrad_window{refuses_pool, workspace, run<true>};
-extern const KernelBody adaptiveavg2d_fprop_window{refuses_pool, workspace, run<false>};
-extern const KernelBody adaptiveavg2d_dgrad_window{refuses_pool, workspace, run<true>};
+extern const KernelBody avgpool2d_fprop_window{refuses_pool_slices, workspace, run<false>};
+extern const KernelBody avgpool2d_dgrad_window{refuses_pool_slices, workspace, run<true>};
+extern const KernelBody adaptiveavg2d_fprop_window{refuses_pool_slices, workspace, run<false>};
+extern const KernelBody adaptiveavg2d_dgrad_window{refuses_pool_slices, workspace, run<true>};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -58,15 +58,16 @@ class NhwcMax {
   void output_row(int64_t n, int64_t oh) const {
     const Span v = rows.at(oh);
     const T* image = static_cast<const T*>(args.x) + n * p.in_pixels() * p.c;
-    const int64_t y0 = (n * p.h.out + oh) * p.w.out * p.c;
+    const int64_t y0 = (n * p.h.out + oh) * p.w.out * p.buffer_channels() + p.epilogue.out_offset;
     for (int64_t ow = 0; ow < p.w.out; ++ow) {
       const Span h = columns.at(ow);
       const T* x = image + (v.first * p.w.in + h.first) * p.c;
       int64_t c = 0;
       for (; c + unroll * V::lanes <= p.c; c += unroll * V::lanes)
-        outputs<unroll>(v, h, x + c, y0 + ow * p.c + c, V::lanes);
+        outputs<unroll>(v, h, x + c, y0 + ow * p.buffer_channels() + c, V::lanes);
       for (; c < p.c; c += V::lanes)
-        outputs<1>(v, h, x + c, y0 + ow * p.c + c, static_cast<int>(std::min<int64_t>(V::lanes, p.c - c)));
+        outputs<1>(v, h, x + c, y0 + ow * p.buffer_channels() + c,
+                   static_cast<int>(std::min<int64_t>(V::lanes, p.c - c)));
     }
   }
 
@@ -315,7 +316,7 @@ int64_t workspace(const Problem& p, int threads) {
 std::string refuses(const Problem& p) {
   if (p.index == Index::i64 && p.in_pixels() > exact_tags)
     return "H·W=" + std::to_string(p.in_pixels()) + " positions are not all exact in a float lane.";
-  return refuses_pool(p);
+  return refuses_pool_slices(p);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ constexpr int64_t block_channels = 16;  // one cache line of f32: tasks share no
 std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   if (p.index != Index::i64) return "Unpooling needs int64 positions.";
+  if (p.epilogue.out_channels) return "It writes no channel slice of a larger buffer.";
   return {};
 }
 

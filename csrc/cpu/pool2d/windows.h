@@ -68,17 +68,20 @@ struct Windows {
   }
 };
 
-// Element offsets of a tensor of `pixels` x `channels`, in either layout.
+// Element offsets of a tensor of `pixels` x `channels`, in either layout, or of its channels from `first` on.
 struct PoolView {
   int64_t channels, pixels;
   bool nhwc;
+  int64_t first = 0;
   int64_t at(int64_t n, int64_t c, int64_t pixel) const {
-    return nhwc ? (n * pixels + pixel) * channels + c : (n * channels + c) * pixels + pixel;
+    return nhwc ? (n * pixels + pixel) * channels + first + c : (n * channels + first + c) * pixels + pixel;
   }
   int64_t pixel_stride() const { return nhwc ? channels : 1; }
 };
 inline PoolView input_view(const Problem& p) { return {p.c, p.in_pixels(), p.layout == Layout::nhwc}; }
-inline PoolView output_view(const Problem& p) { return {p.c, p.out_pixels(), p.layout == Layout::nhwc}; }
+inline PoolView output_view(const Problem& p) {
+  return {p.buffer_channels(), p.out_pixels(), p.layout == Layout::nhwc, p.epilogue.out_offset};
+}
 
 // The number a maximum at input (row, column), tap (r, s), is stored under.
 struct Numbering {
@@ -112,9 +115,18 @@ inline std::string refuses_pool(const Problem& p) {
   if (p.index == Index::u8 && p.taps() > max_u8_taps())
     return "R·S=" + std::to_string(p.taps()) + " taps do not fit a one-byte index.";
   if (max && p.pass == Pass::dgrad && p.index == Index::none) return "The gradient of a max pool needs an index.";
-  if (p.epilogue.out_channels || p.epilogue.bias || p.epilogue.residual || p.epilogue.activation != Activation::none)
+  if (p.epilogue.bias || p.epilogue.residual || p.epilogue.activation != Activation::none)
     return "A pool has no epilogue.";
+  if (p.epilogue.out_channels && (p.pass != Pass::fprop || p.index != Index::none))
+    return "It writes a channel slice of a larger buffer forwards only, and without an index beside it.";
   return {};
+}
+
+// The same, of kernels whose NCHW part writes whole tensors.
+inline std::string refuses_pool_slices(const Problem& p) {
+  if (p.epilogue.out_channels && p.layout == Layout::nchw)
+    return "It writes channel slices of channels_last buffers only.";
+  return refuses_pool(p);
 }
 
 }  // namespace fastconv::FASTCONV_ISA

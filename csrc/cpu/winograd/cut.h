@@ -9,6 +9,7 @@
 #include "core/integers.h"
 #include "core/machine.h"
 #include "core/problem.h"
+#include "cpu/packed.h"
 
 namespace fastconv::winograd {
 
@@ -22,7 +23,10 @@ inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel f
 // Starting and storing the sums of a register tile takes as long as so many channels: products of depth_chunk channels
 // run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
 inline constexpr double sum_overhead = 21;
-inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
+inline constexpr int64_t most_own_input = 16;  // times L2: V of all tiles, which by panels every thread has for itself
+inline constexpr int64_t large_filter = 4;     // times L2: U that threads had better not all read
+inline constexpr double twofold_input = 1.5, uneven = 1.06;  // what they may lose by it (Zen 4, 2026-11-22)
+inline constexpr int64_t panel_vectors = 2;                  // registers of output channels in a panel
 
 inline std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
@@ -67,7 +71,7 @@ struct Cut {
   int64_t frequencies, outputs;
   int64_t tiles;          // of all images
   int64_t width, panels;  // output channels of a panel
-  bool by_panels;         // threads share the transformed input and split the panels; else they split blocks of tiles
+  bool by_panels;         // threads split the panels; else they split blocks of tiles
   int64_t blocks, block;  // of tiles; of one, at most
 
   Cut(const Problem& p, int threads, int64_t outputs, int64_t lanes, int64_t element)
@@ -75,10 +79,13 @@ struct Cut {
     channels = dgrad ? p.k : p.c, columns = p.written_channels();
     frequencies = (outputs + filter_size - 1) * (outputs + filter_size - 1);
     tiles = p.n * h.tiles * w.tiles;
-    by_panels = tiles <= most_shared && tiles <= columns && columns > panel_vectors * lanes;
-    width = panel_vectors * lanes;
-    // A narrow panel is the slower one, an idle thread is slower still.
-    if (columns <= lanes || (by_panels && divide_up(columns, width) < threads)) width = lanes;
+    width = columns <= lanes ? lanes : panel_vectors * lanes;
+    panels = divide_up(columns, width);
+    by_panels = tiles <= most_shared && columns > panel_vectors * lanes &&
+                frequencies * tiles * channels * element <= most_own_input * machine().l2 &&
+                (p.packed ? panels_are_better(threads, element) : tiles <= columns);
+    // A narrow panel is the slower one, an idle thread is slower still. A filter packed apart has one layout.
+    if (by_panels && !p.packed && panels < threads) width = lanes;
     panels = divide_up(columns, width);
     const int64_t fitting = machine().l2 * 3 / 4 / (frequencies * (channels + columns) * element);
     const int64_t wanted = fitting >= enough_tiles ? fitting : wide_block;
@@ -86,18 +93,27 @@ struct Cut {
     blocks = by_panels ? 1 : std::min(tiles, divide_up(needed, threads) * threads);
     block = divide_up(tiles, blocks);
   }
+
+ private:
+  // Of a filter that is ready: by tiles every thread reads all of it, by panels every thread transforms all the input.
+  bool panels_are_better(int threads, int64_t element) const {
+    const auto busiest = [&](int64_t tasks) { return double(divide_up(tasks, threads)) / double(tasks); };
+    const bool large = frequencies * channels * columns * element > large_filter * machine().l2;
+    return busiest(panels) * (large ? 1 : twofold_input) <= busiest(tiles) * uneven;
+  }
 };
 
 // With T tiles, C input channels, K output channels rounded up to registers, F = (m + 2)^2 frequencies and elements of
 // e bytes:
 //   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times, and
 //                the sums of every chunk of C
-//   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them
+//   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them; nothing where U
+//                comes packed
 //   input        F loads and F stores for each of T·C squares; NCHW stages the F pixels before
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
-//   by tiles     every block reads the F·C·K filters, written before by all threads; where a block's sums outgrow L2
-//                they go out and come back
-//   by panels    every panel reads the F·T·C inputs, written before by all threads
+//   by tiles     every block reads the F·C·K filters, written before by all threads or packed; where a block's sums
+//                outgrow L2 they go out and come back
+//   by panels    every thread transforms all inputs; where L2 does not hold them, every panel reads them again
 inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) {
   const int64_t element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
   const Cut c(p, threads, outputs, lanes, element);
@@ -109,15 +125,17 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
 
   Cost cost;
   cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
-  cost.moved = e * channels * columns * (f + 3 * filter_taps) + e * tiles * round(c.channels) * (planes ? 4 : 2) * f +
+  cost.moved = (p.packed ? 0 : e * channels * columns * (f + 3 * filter_taps)) +
+               e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
-    cost.shared = e * inputs * double(1 + c.panels);
+    const bool held = e * inputs <= double(machine().l2) / 2;
+    cost.shared = (held ? 0 : e * inputs * double(c.panels)) + (p.packed ? e * filters : 0);
   } else {
     const bool outgrown = e * f * double(c.block) * (channels + columns) > double(machine().l2);
-    cost.shared = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
+    cost.shared = e * filters * double((p.packed ? 0 : 2) + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
   }
-  cost.memory = p.bytes();
+  cost.memory = operand_bytes(p, e * filters);
   const int64_t tasks = c.by_panels ? c.panels : c.blocks;
   cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   return cost;

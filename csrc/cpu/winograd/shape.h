@@ -18,24 +18,26 @@ struct Shape : Cut {
   static_assert(panel_vectors == tile_vectors);
 
   Layout layout;
+  bool packed;                    // U comes from without
   int64_t strip;                  // tiles of a register tile
   int64_t chunks;                 // of the depth
-  int64_t runs;                   // of one row of tiles
   int64_t input_row, input_step;  // of V: between tiles, between frequencies
   int64_t sum_row, sum_step;      // of M
   int64_t filter_step;            // of U, between frequencies
 
   Shape(const Problem& p, int threads) : Cut(p, threads, P::outputs, lanes, sizeof(A)) {
-    layout = p.layout;
+    layout = p.layout, packed = p.packed;
     strip = width == lanes ? max_tile_rows : tile_rows;
     chunks = divide_up(channels, depth_chunk);
-    runs = divide_up(w.tiles, run_tiles);
     input_row = spread<A>(round_up(channels, lanes));
     sum_row = spread<A>(by_panels ? width : panels * width);
     input_step = spread<A>(block * input_row), sum_step = spread<A>(block * sum_row);
-    filter_step = spread<A>(by_panels ? std::min(depth_chunk, channels) * width : panels * channels * width);
+    filter_step = spread<A>(whole_filter() ? panels * channels * width : std::min(depth_chunk, channels) * width);
   }
 
+  // Whether U of all panels lies together, [frequency][panel][channel][width]; else a panel's lasts while it is used.
+  bool whole_filter() const { return packed || !by_panels; }
+  int64_t filter_elements() const { return frequencies * filter_step; }
   // Registers of a panel that hold channels.
   int vectors(int64_t panel) const {
     return static_cast<int>(divide_up(std::min(width, columns - panel * width), lanes));
@@ -48,7 +50,7 @@ struct Private {  // one thread's share of the workspace
   SquareScratch<InputStep<P>, A> square;
   const A** input_rows;  // [tile] of V, and of M
   A** sum_rows;
-  A* input;   // V of a block
+  A* input;   // V of a block, or of all tiles
   A* sums;    // M of a block, or of one panel
   A* filter;  // U of a panel and a chunk
   A* packed;
@@ -58,9 +60,9 @@ struct Private {  // one thread's share of the workspace
       : square(arena, Squares<InputStep<P>, T>::stage_size(s.layout, s.channels, P::outputs)),
         input_rows(arena.take<const A*>(s.block)),
         sum_rows(arena.take<A*>(s.block)),
-        input(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.input_step)),
+        input(arena.take<A>(P::frequencies * s.input_step)),
         sums(arena.take<A>(P::frequencies * s.sum_step)),
-        filter(arena.take<A>(s.by_panels ? P::frequencies * s.filter_step : 0)),
+        filter(arena.take<A>(s.whole_filter() ? 0 : s.filter_elements())),
         packed(arena.take<A>(filter_taps * packed_depth * s.width)),
         tile(arena.take<A>(s.layout == Layout::nchw ? P::outputs * run_tiles * P::outputs * s.width : 0)) {}
 };
@@ -70,7 +72,6 @@ struct Work {
   using A = arithmetic<T>;
   A* zeros;   // a pixel of the padding
   A* start;   // what sums start from
-  A* input;   // V of all tiles
   A* filter;  // U of all panels
   char* threads;
   int64_t thread_bytes;
@@ -78,8 +79,7 @@ struct Work {
   Work(Arena& arena, const Shape<P, T>& s, int thread_count)
       : zeros(arena.take<A>(s.channels)),
         start(arena.take<A>(s.width)),
-        input(arena.take<A>(s.by_panels ? P::frequencies * s.input_step : 0)),
-        filter(arena.take<A>(s.by_panels ? 0 : P::frequencies * s.filter_step)) {
+        filter(arena.take<A>(s.whole_filter() && !s.packed ? s.filter_elements() : 0)) {
     Arena one(nullptr);
     Private<P, T>(one, s);
     thread_bytes = one.used();

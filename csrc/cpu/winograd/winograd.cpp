@@ -8,8 +8,12 @@
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products,
 //   outputs.
 //               V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
-//   by panels   few tiles (small maps): V of all tiles is written once; each thread walks panels of two registers of
-//               output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor does M.
+//   by panels   few tiles (small maps): each thread transforms all of them for itself, and walks panels of two
+//               registers of output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor
+//               does M. Where threads shared V, its lines moved between the cores, at some 1 GB/s: 128@28, batch 1
+//               0.68 and now 0.41 ms, 256@14 0.66 and 0.51 (F(4x4), Zen 4, 2 threads, 2026-11-22).
+//   packed      U comes in the form that goes by tiles, from memory or L3; both cuts read it in place, and few tiles
+//               go by panels only where all threads reading a large U would cost more.
 //
 // Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
 // derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
@@ -31,10 +35,14 @@
 //   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
 //   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
 //   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
-// dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower, 25 % at 64@224.
-// F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both
-// lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels
-// (8@112: 118 against 72).
+// Packed, ms of batch 1, packing in the call / packed / packed and cold (48 MB of filters in turns) / torch: 64@56 0.50
+// / 0.34 / 0.40 / 1.08, 128@28 0.38 / 0.32 / 0.49 / 1.08, 256@14 0.51 / 0.38 / 0.57 / 1.07, 512@7 0.84 / 0.50 to 0.60 /
+// 0.95 / 1.33 (F(4x4)), 0.96 / 0.63 / 0.82 (F(2x2)). The cost model takes packed filters for cold: of 60 layers of
+// resnet, vgg16 and googlenet, batch 1 and 8, it chose one that lost more than 5 % (32->128@7: igemm, 7 us); of the
+// same from warm caches five, all of them 7x7. dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower,
+// 25 % at 64@224. F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42
+// against 27. Both lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet
+// with 8 channels (8@112: 118 against 72).
 #include <type_traits>
 
 #include "cpu/conv2d/pack.h"
@@ -64,11 +72,18 @@ class Winograd {
         tiling_{s_.h.tiles, s_.w.tiles},
         arena_(args.workspace),
         work_(arena_, s_, parallel.threads()),
+        filter_(p.packed ? static_cast<const A*>(args.packed) : work_.filter),
         squares_(static_cast<const T*>(s_.dgrad ? args.y : args.x), p.layout, s_.channels, s_.h, s_.w, P::outputs,
                  work_.zeros) {
     std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
     for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
+  }
+
+  // U of every panel, as a packed problem reads it; zeros fill the last panel and the gaps between frequencies.
+  void pack(A* out) const {
+    std::fill_n(out, s_.filter_elements(), A(0));
+    transform_filters(out);
   }
 
   void run() const {
@@ -86,7 +101,7 @@ class Winograd {
     return Own(arena, s_);
   }
 
-  void run_by_tiles() const {
+  void transform_filters(A* out) const {
     const int64_t parts = divide_up(s_.channels, packed_depth);
     parallel_(s_.panels * parts, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
@@ -94,22 +109,22 @@ class Winograd {
         const int64_t panel = i / parts, first = i % parts * packed_depth;
         const int64_t width = s_.vectors(panel) * lanes;
         filter(mine, panel, first, std::min(packed_depth, s_.channels - first),
-               work_.filter + panel * s_.channels * s_.width + first * width);
+               out + panel * s_.channels * s_.width + first * width);
       }
     });
+  }
+
+  void run_by_tiles() const {
+    if (!p_.packed) transform_filters(work_.filter);
     parallel_(s_.blocks, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       point_rows(mine, mine.input, s_.block);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
-        tiling_.each_run(first, last, [&](const Run& run) {
-          for (int64_t c = 0; c < s_.channels; c += depth_chunk)
-            input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
-        });
+        transform_input(mine, first, last);
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
-            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels,
-                     work_.filter + f * s_.filter_step + panel * s_.channels * s_.width);
+            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel));
         tiling_.each_run(first, last, [&](const Run& run) {
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
@@ -118,21 +133,23 @@ class Winograd {
     });
   }
 
-  void run_by_panels() const {
-    const int64_t tile_rows = s_.tiles / s_.w.tiles;
-    parallel_(tile_rows * s_.runs * s_.chunks, [&](int64_t begin, int64_t end, int thread) {
-      const Own mine = own(thread);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i / s_.chunks / s_.runs * s_.w.tiles, piece = i / s_.chunks % s_.runs;
-        const Run run = tiling_.run(first + piece * s_.w.tiles / s_.runs, first + (piece + 1) * s_.w.tiles / s_.runs);
-        input(mine, run, i % s_.chunks * depth_chunk, work_.input + run.tile * s_.input_row);
-      }
+  // V of the tiles [first, last), the thread's own.
+  void transform_input(const Own& mine, int64_t first, int64_t last) const {
+    tiling_.each_run(first, last, [&](const Run& run) {
+      for (int64_t c = 0; c < s_.channels; c += depth_chunk)
+        input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
     });
+  }
+
+  void run_by_panels() const {
     parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
-      point_rows(mine, work_.input, s_.tiles);
+      transform_input(mine, 0, s_.tiles);
+      point_rows(mine, mine.input, s_.tiles);
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t c = 0; c < s_.channels; c += depth_chunk) {
+        for (int64_t f = 0; p_.packed && f < P::frequencies; ++f)
+          multiply(mine, f, s_.tiles, panel, 0, 0, s_.channels, panel_filter(f, panel));
+        for (int64_t c = 0; !p_.packed && c < s_.channels; c += depth_chunk) {
           const int64_t depth = std::min(depth_chunk, s_.channels - c);
           filter(mine, panel, c, depth, mine.filter);
           for (int64_t f = 0; f < P::frequencies; ++f)
@@ -149,6 +166,11 @@ class Winograd {
       mine.input_rows[t] = input + t * s_.input_row;
       mine.sum_rows[t] = mine.sums + t * s_.sum_row;
     }
+  }
+
+  // U of one frequency of a panel, where all lie together.
+  const A* panel_filter(int64_t f, int64_t panel) const {
+    return filter_ + f * s_.filter_step + panel * s_.channels * s_.width;
   }
 
   // U of `depth` input channels of a panel.
@@ -252,6 +274,7 @@ class Winograd {
   const Tiling tiling_;
   Arena arena_;
   const Work<P, T> work_;
+  const A* const filter_;  // U of all panels
   const Squares<InputStep<P>, T> squares_;
   int64_t slot_[filter_taps];
 };
@@ -267,6 +290,31 @@ int64_t workspace(const Problem& p, int threads) {
 }
 
 template <class P>
+PackedForm packed_form(const Problem& problem) {
+  Problem p = problem;
+  p.packed = true;
+  PackedForm form;
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    form.bytes = Shape<P, T>(p, 1).filter_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
+  });
+  return form;
+}
+
+template <class P>
+void pack(const Problem& problem, const Args& args, void* out, const Parallel& parallel) {
+  Problem p = problem;
+  p.packed = true, p.n = 1;  // the form does not hang on the tiles
+  const Scratch scratch(workspace<P>(p, parallel.threads()));
+  Args own = args;
+  own.workspace = scratch.get();
+  with_dtype(p.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    Winograd<P, T>(p, own, parallel).pack(static_cast<arithmetic<T>*>(out));
+  });
+}
+
+template <class P>
 Cost cost_of(const Problem& p, int threads) {
   const int64_t lanes = p.dtype == Dtype::f64 ? Vec<double>::lanes : Vec<float>::lanes;
   return cost(p, threads, P::outputs, lanes);
@@ -279,9 +327,13 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
-extern const KernelBody conv2d_fprop_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
-extern const KernelBody conv2d_dgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>};
-extern const KernelBody conv2d_dgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>};
+extern const KernelBody conv2d_fprop_winograd2{
+    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
+extern const KernelBody conv2d_fprop_winograd4{
+    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
+extern const KernelBody conv2d_dgrad_winograd2{
+    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
+extern const KernelBody conv2d_dgrad_winograd4{
+    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
 
 }  // namespace fastconv::FASTCONV_ISA

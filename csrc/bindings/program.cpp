@@ -1,0 +1,185 @@
+#include "program.h"
+
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "cpu/table.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "parallel.h"
+#include "plan/program.h"
+
+namespace fastconv {
+
+namespace {
+
+using Constants = std::map<std::string, at::Tensor>;
+using Places = std::map<std::string, std::pair<std::string, int64_t>>;
+
+// A tensor that crosses the border of a program: dense in this layout.
+struct Border {
+  std::vector<int64_t> sizes, strides;
+  at::ScalarType dtype;
+};
+
+// Steps as Python states them: the row of a kernel, a problem, tensors that stay and places that do not.
+class Compiled {
+ public:
+  Compiled(const py::list& steps, std::vector<Border> inputs, std::vector<Border> outputs, int64_t arena_bytes,
+           int threads)
+      : inputs_(std::move(inputs)), outputs_(std::move(outputs)) {
+    std::vector<Step> list;
+    for (const py::handle& step : steps) list.push_back(read(py::cast<py::dict>(step)));
+    program_.emplace(std::move(list), arena_bytes, threads);
+  }
+
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs) { return run(inputs, nullptr); }
+
+  std::pair<std::vector<at::Tensor>, std::vector<double>> timed(const std::vector<at::Tensor>& inputs) {
+    std::vector<double> seconds(program_->steps().size());
+    return {run(inputs, seconds.data()), seconds};
+  }
+
+  int64_t arena_bytes() const { return program_->arena_bytes(); }
+
+  std::vector<std::pair<std::string, Problem>> steps() const {
+    std::vector<std::pair<std::string, Problem>> list;
+    for (const Step& step : program_->steps()) list.emplace_back(step.kernel->name, step.problem);
+    return list;
+  }
+
+ private:
+  static Place place(const Places& places, const std::string& name) {
+    const auto found = places.find(name);
+    if (found == places.end()) return {};
+    const auto& [in, at] = found->second;
+    for (const auto& [word, kind] :
+         {std::pair{"arena", Place::arena}, std::pair{"input", Place::input}, std::pair{"output", Place::output}})
+      if (in == word) return {kind, at};
+    throw std::invalid_argument("A place is in the arena, an input or an output, not '" + in + "'.");
+  }
+
+  Step read(const py::dict& from) {
+    Step step;
+    step.kernel = &cpu_kernels().at(from["kernel"].cast<size_t>());
+    step.problem = from["problem"].cast<Problem>();
+    const auto places = from["places"].cast<Places>();
+    step.x = place(places, "x"), step.y = place(places, "y"), step.out = place(places, "out");
+    step.residual = place(places, "residual"), step.scale = place(places, "scale");
+    step.workspace = from["workspace"].cast<int64_t>();
+    step.serial = is_serial(step.problem);
+    const auto constants = from["constants"].cast<Constants>();
+    auto data = [&](const char* name) -> const void* {
+      const auto found = constants.find(name);
+      if (found == constants.end()) return nullptr;
+      kept_.push_back(found->second);
+      return found->second.const_data_ptr();
+    };
+    step.args.w = data("w"), step.args.packed = data("packed"), step.args.bias = data("bias");
+    step.args.mean = data("mean"), step.args.variance = data("variance");
+    step.args.eps = from["eps"].cast<double>();
+    if (from.contains("response")) {
+      const auto [alpha, beta, k] = from["response"].cast<std::tuple<double, double, double>>();
+      step.args.response = {alpha, beta, k};
+    }
+    if (const auto w = constants.find("w"); w != constants.end() && w->second.dim() == 4)
+      for (int i = 0; i < 4; ++i) step.args.w_stride[i] = w->second.stride(i);
+    return step;
+  }
+
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, double* seconds) {
+    if (inputs.size() != inputs_.size())
+      throw std::invalid_argument("The program takes " + std::to_string(inputs_.size()) + " inputs, not " +
+                                  std::to_string(inputs.size()) + ".");
+    std::vector<const void*> in;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const at::Tensor& given = inputs[i];
+      const Border& expected = inputs_[i];
+      if (given.sizes() != at::IntArrayRef(expected.sizes) || given.strides() != at::IntArrayRef(expected.strides) ||
+          given.scalar_type() != expected.dtype || !given.device().is_cpu())
+        throw std::invalid_argument("Input " + std::to_string(i) + " is not what the program was compiled for.");
+      in.push_back(given.const_data_ptr());
+    }
+    std::vector<at::Tensor> results;
+    std::vector<void*> out;
+    for (const Border& border : outputs_) {
+      results.push_back(
+          empty_result(border.sizes, border.strides, at::TensorOptions().dtype(border.dtype).device(at::kCPU)));
+      out.push_back(results.back().mutable_data_ptr());
+    }
+    py::gil_scoped_release release;
+    const Loan arena(*this);
+    program_->run(in.data(), out.data(), arena.get(), TorchParallel(), seconds);
+    return results;
+  }
+
+  // An arena for one run: a kept one, or a new one while all are in use.
+  class Loan {
+   public:
+    explicit Loan(Compiled& owner) : owner_(owner) {
+      {
+        std::lock_guard lock(owner.mutex_);
+        if (!owner.free_.empty()) {
+          arena_ = std::move(owner.free_.back());
+          owner.free_.pop_back();
+        }
+      }
+      if (!arena_) arena_ = memory().allocate(static_cast<size_t>(std::max<int64_t>(1, owner.arena_bytes())));
+    }
+    ~Loan() {
+      std::lock_guard lock(owner_.mutex_);
+      owner_.free_.push_back(std::move(arena_));
+    }
+    Loan(const Loan&) = delete;
+    Loan& operator=(const Loan&) = delete;
+    void* get() const { return arena_.get(); }
+
+   private:
+    Compiled& owner_;
+    at::DataPtr arena_;
+  };
+
+  std::optional<Program> program_;
+  std::vector<Border> inputs_, outputs_;
+  std::vector<at::Tensor> kept_;
+  std::mutex mutex_;
+  std::vector<at::DataPtr> free_;
+};
+
+// One number for the tensors that stand in modules' dictionaries: which they are, where, and in which version.
+uint64_t fingerprint(const py::list& places) {
+  uint64_t sum = 0;
+  auto mix = [&](uint64_t value) { sum = (sum ^ value) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29; };
+  for (const py::handle& place : places) {
+    PyObject* const object = PyDict_GetItem(PyTuple_GET_ITEM(place.ptr(), 0), PyTuple_GET_ITEM(place.ptr(), 1));
+    mix(reinterpret_cast<uintptr_t>(object));
+    if (!object || !THPVariable_Check(object)) continue;
+    const at::Tensor& tensor = THPVariable_Unpack(object);
+    mix(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()));
+    if (!tensor.is_inference()) mix(tensor._version());
+  }
+  return sum;
+}
+
+}  // namespace
+
+void bind_program(py::module_& m) {
+  m.def("fingerprint", &fingerprint, py::arg("places"));
+  py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
+      .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),
+           py::arg("dtype"));
+  py::class_<Compiled>(m, "Program", "A network as steps over one arena (csrc/plan/program.h).")
+      .def(py::init<const py::list&, std::vector<Border>, std::vector<Border>, int64_t, int>(), py::arg("steps"),
+           py::arg("inputs"), py::arg("outputs"), py::arg("arena_bytes"), py::arg("threads"))
+      .def("run", py::overload_cast<const std::vector<at::Tensor>&>(&Compiled::run), py::arg("inputs"))
+      .def("timed", &Compiled::timed, py::arg("inputs"))
+      .def_property_readonly("arena_bytes", &Compiled::arena_bytes)
+      .def_property_readonly("steps", &Compiled::steps);
+}
+
+}  // namespace fastconv

@@ -1,0 +1,225 @@
+"""From a graph of operators to the steps of a program: problems, kernels, and where every operand lies.
+
+Inside a program activations are channels_last. A concatenation is a buffer, and what flows into it is written to its
+channels in place where the kernel can; a concatenation that begins another one (as each layer's input does in a
+DenseNet) is a slice of that one's buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
+
+from fastconv._native import C
+from fastconv.graph import memory, slices
+from fastconv.graph.network import Network
+from fastconv.graph.partition import Part
+from fastconv.graph.rules import LOWER
+from fastconv.graph.select import NoKernel, Selection
+from fastconv.graph.values import DTYPES, Buffer, Lowered, Step, Value, bytes_of, value_of
+from fastconv.problem import Problem
+
+
+def lower(
+    network: Network,
+    part: Part,
+    examples: Sequence[Tensor],
+    select: Callable[[Problem], Selection],
+    pack: Callable[[Selection, str, Tensor], Tensor],
+) -> Lowered:
+    """The program of a part for inputs of the examples' shapes and strides.
+
+    select: chooses a kernel. pack: a filter in a kernel's form, by the name it has here.
+    """
+    return Lowering(network, part, examples, select, pack).result()
+
+
+class Lowering:
+    """The state of one lowering. The rules (:mod:`fastconv.graph.rules`) see it as ``low``."""
+
+    def __init__(self, network, part, examples, select, pack):
+        self.network, self.nodes = network, part.nodes
+        self.inputs, self.outputs, self.examples = part.inputs, part.outputs, examples
+        self.select, self.pack = select, pack
+        self.steps: list[Step] = []
+        self.origin = "input"  # the captured node that steps are made for
+        self.values: dict[fx.Node, Value] = {}
+        self.shapes = _shapes(network, part.nodes, part.inputs, examples)
+        self.channels_last = any(_is_channels_last(t) for t in examples if t.ndim == 4)
+        self.slices = slices.find(part.nodes, self.shapes, set(part.outputs))
+        self.concats: dict[fx.Node, Value] = {}  # the outermost concatenations
+        self.copies: dict[Value, Value] = {}  # dense copies of slices
+        self.by_pixels: set[fx.Node] = set()  # flattened maps that lie in the order of their pixels
+
+    def result(self) -> Lowered:
+        borders = [C.Border(list(t.shape), list(t.stride()), t.dtype) for t in self.examples]
+        for number, (node, example) in enumerate(zip(self.inputs, self.examples, strict=True)):
+            self.values[node] = self._input(number, example)
+        for node in self.nodes:
+            self.origin = node.meta.get("name", node.name)
+            self.values[node] = LOWER[node.target](self, node, *node.args, **node.kwargs)
+        self.origin = "output"
+        results = [self._output(number, node) for number, node in enumerate(self.outputs)]
+        return self._place(borders, results)
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def _input(self, number: int, example: Tensor) -> Value:
+        value = value_of(example.shape, DTYPES[example.dtype], Buffer("input", number))
+        if example.ndim != 4 or value.one_pixel or _is_channels_last(example):
+            return value
+        return self.reordered(replace(value, layout="nchw"))
+
+    def fresh(self, like: torch.Size | tuple[int, ...], dtype: str) -> Value:
+        value = value_of(like, dtype, Buffer("arena"))
+        value.buffer.block = memory.Block(value.elements * bytes_of(dtype), len(self.steps), len(self.steps))
+        return value
+
+    def target(self, node: fx.Node) -> Value:
+        """Where a node's result goes: its channels of a concatenation, or memory of its own."""
+        dtype = DTYPES[self.shapes[node].dtype]
+        if node not in self.slices:
+            return self.fresh(self.shapes[node].shape, dtype)
+        whole, offset = self.slices[node]
+        buffer = self.concat(whole)
+        return replace(value_of(self.shapes[node].shape, dtype, buffer.buffer), offset=offset, width=buffer.c)
+
+    def concat(self, node: fx.Node) -> Value:
+        if node not in self.concats:
+            self.concats[node] = self.fresh(self.shapes[node].shape, DTYPES[self.shapes[node].dtype])
+        return self.concats[node]
+
+    def compact(self, value: Value) -> Value:
+        """A value without gaps between its pixels: a copy of one that is a slice, made once."""
+        if not value.width:
+            return value
+        if value not in self.copies:
+            out = replace(self.fresh((value.n, value.c, value.h, value.w), value.dtype), dtype=value.dtype)
+            self.map2d(value, out)
+            self.copies[value] = out
+        return self.copies[value]
+
+    def dense(self, node: fx.Node) -> Value:
+        return self.compact(self.values[node])
+
+    def reordered(self, value: Value) -> Value:
+        """A dense value in the other layout."""
+        other = "nhwc" if value.layout == "nchw" else "nchw"
+        out = replace(self.fresh((value.n, value.c, value.h, value.w), value.dtype), layout=other)
+        self.emit(f"reorder2d_{value.head}_{value.dtype}{value.layout}", {"x": value}, out)
+        return out
+
+    def _output(self, number: int, node: fx.Node) -> Any:
+        """Brings a node's value into the tensor that is handed out."""
+        value, shape = self.values[node], self.shapes[node]
+        nhwc = len(shape.shape) == 4 and self.channels_last
+        format = torch.channels_last if nhwc else torch.contiguous_format
+        strides = torch.empty(shape.shape, device="meta").contiguous(memory_format=format).stride()
+        out = replace(value_of(shape.shape, value.dtype, Buffer("output", number)), layout="nhwc")
+        if len(shape.shape) == 4 and not nhwc and not value.one_pixel:
+            out = replace(out, layout="nchw")
+            value = self.dense(node)
+            self.emit(f"reorder2d_{value.head}_{value.dtype}{value.layout}", {"x": value}, out)
+        elif not self._redirect(value, out):
+            self.map2d(value, out)
+        return C.Border(list(shape.shape), list(strides), shape.dtype)
+
+    def _redirect(self, value: Value, out: Value) -> bool:
+        """Lets the one step that wrote a value write it where it is handed out."""
+        writers = [step for step in self.steps if step.out.buffer is value.buffer]
+        if value.width or value.buffer.where != "arena" or len(writers) != 1:
+            return False
+        value.buffer.where, value.buffer.number, value.buffer.block = "output", out.buffer.number, None
+        return True
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def emit(self, problem: str, reads: dict[str, Value | None], out: Value, **rest: Any) -> None:
+        """Appends a step that runs a problem. A slice that no kernel reads or writes is copied from or to its place."""
+        reads = {name: value for name, value in reads.items() if value is not None}
+        source = "x" if "x" in reads else "y"
+        if reads[source].width and not self._accepts(problem + _slice_words("in", reads[source])):
+            reads[source] = self.compact(reads[source])
+        problem += _slice_words("in", reads[source])
+        if out.width and not self._accepts(problem + _slice_words("out", out)):
+            whole = self.fresh((out.n, out.c, out.h, out.w), out.dtype)
+            self._append(problem, reads, whole, **rest)
+            self.map2d(whole, out)
+        else:
+            self._append(problem + _slice_words("out", out), reads, out, **rest)
+
+    def _accepts(self, problem: str) -> bool:
+        try:
+            self.select(Problem(problem))
+        except NoKernel:
+            return False
+        return True
+
+    def _append(
+        self,
+        problem: str,
+        reads: dict[str, Value],
+        out: Value,
+        *,
+        filter: tuple[str, Tensor] | None = None,
+        constants: dict[str, Tensor] | None = None,
+        response: tuple[float, float, float] | None = None,
+    ) -> None:
+        selection, constants = self.select(Problem(problem)), constants or {}
+        if filter is not None:
+            packed = selection.problem.packed
+            constants |= {"packed": self.pack(selection, *filter)} if packed else {"w": filter[1]}
+        self.steps.append(Step(selection, reads, out, constants, response, self.origin))
+
+    def map2d(
+        self, x: Value, out: Value, scale: Value | None = None, residual: Value | None = None, words: str = ""
+    ) -> None:
+        words = ("_scale" if scale else "") + ("_res" if residual else "") + words
+        self.emit(f"map2d_{x.head}_{x.dtype}nhwc{words}", {"x": x, "scale": scale, "residual": residual}, out)
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def _place(self, inputs: list[Any], outputs: list[Any]) -> Lowered:
+        threads = torch.get_num_threads()
+        blocks = []
+        for number, step in enumerate(self.steps):
+            for value in (*step.reads.values(), step.out):
+                if (block := value.buffer.block) is not None:
+                    block.first, block.last = min(block.first, number), max(block.last, number)
+                    blocks.append(block)
+            kernel, problem = step.selection.kernel, step.selection.problem
+            step.workspace = memory.Block(C.workspace(kernel.native, problem, threads), number, number)
+            blocks.append(step.workspace)
+        arena = memory.place(dict.fromkeys(blocks))
+        return Lowered(self.steps, inputs, outputs, arena, threads)
+
+
+def _slice_words(side: str, value: Value) -> str:
+    return f"_{side}{value.offset}of{value.width}" if value.width else ""
+
+
+def _shapes(network, nodes, inputs, examples) -> dict[fx.Node, Any]:
+    """Each node's result for inputs like the examples, as a tensor without data."""
+    mode = FakeTensorMode()
+    with mode, torch.no_grad():
+        values = {node: mode.from_tensor(t) for node, t in zip(inputs, examples, strict=True)}
+
+        def value(node: fx.Node) -> Any:
+            if node not in values and node.op == "get_attr":
+                values[node] = mode.from_tensor(network.tensors[node.target])
+            return values[node]
+
+        for node in nodes:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """As torch decides for a dense tensor that could be both: by its strides."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()

@@ -1,0 +1,156 @@
+"""``fastconv.optimize``: a model's inference as plans, called like the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
+from fastconv.graph.capture import Captured, capture
+from fastconv.graph.network import Network
+from fastconv.graph.plan import Plan
+from fastconv.graph.report import Report
+from fastconv.graph.signature import Signature
+from fastconv.graph.stale import Watch
+from fastconv.graph.translate import translate
+
+
+def optimize(model: nn.Module, example_inputs: Any, *, winograd: bool = True) -> Optimized:
+    """A module of the model's signature that runs its inference as plans: batch norms folded, epilogues fused, filters
+    packed once, concatenations written in place, one native call between what stays PyTorch.
+
+    model: in eval mode; it is read and not changed. example_inputs: a tensor, or a tuple of the arguments; sizes are
+        fixed by them except the batch, which may vary where the model allows it.
+    winograd: whether Winograd kernels may be chosen (see ``fastconv.config``).
+
+    Raises ValueError for a model in training mode and CaptureError where torch.export cannot follow the model.
+    The plan has the model's weights of this moment. It notices when they are replaced or written and then raises
+    RuntimeError until ``refresh()``; only writes through ``.data``, NumPy or DLPack it cannot see.
+    """
+    if any(module.training for module in model.modules()):
+        raise ValueError("optimize plans inference, but the model is in training mode: call model.eval() first.")
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    return Optimized(model, args, winograd=winograd)
+
+
+class Optimized(nn.Module):
+    """A model's inference as plans, with what no plan runs left to PyTorch between them.
+
+    str() is a report: what was captured, how many plans, and which operators stayed PyTorch's. The source model is kept
+    for ``refresh()`` and is no submodule: a plan has no parameters, cannot be trained, and does not move.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], *, winograd: bool):
+        super().__init__()
+        self.training = False
+        self._source: list[nn.Module] = [model]  # in a list, so that it is no submodule
+        self._example, self.winograd = args, winograd
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Makes the plans anew from the source model as it is now. RuntimeError for a plan that was loaded."""
+        if not self._source:
+            raise RuntimeError("refresh: this plan was loaded from a file or copied, and has no source model.")
+        self._plan(capture(self._source[0], (self._example, {})))
+        self._watch = Watch(self._source[0], [n for n in self._watched if n in self._held_by_source()])
+
+    def _held_by_source(self) -> set[str]:
+        source = self._source[0]
+        return {name for name, _ in (*source.named_parameters(), *source.named_buffers())}
+
+    def _plan(self, captured: Captured) -> None:
+        self.signature = Signature.of(captured)
+        self._watched = list(captured.tensors)
+        translate(captured.graph)
+        self._arrange(Network(captured.graph, captured.tensors))
+
+    def _arrange(self, network: Network, finished: bool = False) -> None:
+        if not finished:
+            passes.run(network)
+        self.network = network
+        self.parts = partition.partition(network)
+        self.units: list[Plan | partition.Part] = [
+            Plan(network, part, self.winograd) if part.planned else part for part in self.parts
+        ]
+        self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, to rounding. ValueError or TypeError for inputs of other sizes, dtypes or devices.
+        Autocast does not reach into a plan: it computes in the dtype it was made for.
+        """
+        if name := self.changed():
+            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
+        values = self.signature.check(args, kwargs)
+        environment: dict[fx.Node, Any] = dict(zip(self._placeholders, values, strict=True))
+        with torch.no_grad():
+            for unit in self.units:
+                if isinstance(unit, Plan):
+                    inputs = [_dense(environment[node]) for node in unit.part.inputs]
+                    environment.update(zip(unit.part.outputs, unit(inputs), strict=True))
+                else:
+                    self.network.evaluate(unit.nodes, environment)
+        return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
+
+    def changed(self) -> str | None:
+        """The name of a tensor of the source model that is not what the plan was made of, or None."""
+        return None if self._watch is None else self._watch.changed()
+
+    # --- what a plan is not -----------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Optimized:
+        if mode:
+            raise RuntimeError("A plan is inference alone: train the source model, then call refresh() on the plan.")
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Optimized:
+        raise RuntimeError("A plan has one dtype and device: move or convert the source model and optimize it again.")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("A plan has no parameters: load into the source model, then call refresh() on the plan.")
+
+    # --- copies and files -------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state.of(self)
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__init__()
+        self.training, self._source, self._example, self._watch = False, [], None, None
+        network, self.signature, self.winograd = state.restore(saved)
+        self._watched = []
+        self._arrange(network, finished=True)
+
+    def save(self, path: Any) -> None:
+        """Writes the plan's graph and weights to a safetensors file; it holds no code and no machine's packed form."""
+        state.save(self, path)
+
+    # --- what it says of itself -------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report:
+        """What was captured, what was planned, what stayed PyTorch's."""
+        return Report.of(self)
+
+    def extra_repr(self) -> str:
+        return str(self.report)
+
+
+def load_plan(path: Any) -> Optimized:
+    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine."""
+    plan = Optimized.__new__(Optimized)
+    plan.__setstate__(state.read(path))
+    return plan
+
+
+def _dense(value: Any) -> Any:
+    """A tensor as programs read them: dense, in order or as channels_last."""
+    if not isinstance(value, Tensor) or value.is_contiguous():
+        return value
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value
+    return value.contiguous()
