@@ -37,9 +37,8 @@ def test_without_triton_every_row_says_so(without_triton):
 
 
 def test_the_list_is_read_without_importing_triton():
-    """No kernel's file is loaded for a tensor on the CPU."""
-    loaded = "any(name.startswith('fastconv.kernels.triton.') for name in sys.modules)"
-    script = f"import sys, fastconv; fastconv.explain({DENSE!r}); sys.exit({loaded})"
+    """Importing takes a second; only a GPU's tensors are worth it."""
+    script = f"import sys, fastconv; fastconv.explain({DENSE!r}); sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
@@ -97,8 +96,3 @@ def test_a_filter_gradient_is_cut_until_the_chip_is_full():
     assert configure.splits(tile, 4096, 36864, 200_000, 90) == 1
     assert configure.splits(tile, 64, 576, 300, 90) == 1
     assert few & (few - 1) == 0
-
-
-def test_few_channels_share_a_block_with_their_taps():
-    assert configure.flat(3, 16) and configure.flat(33, 64)
-    assert not configure.flat(64, 64) and not configure.flat(52, 64)

@@ -110,8 +110,8 @@ def _matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, numbered
 def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Iterator[Tile]:
     chip = machine(architecture)
     if dtype == "f32":
-        # Without a matrix instruction both operands pass through registers: 128 x 64 spilled, and so do deep tiles.
-        for rows, columns in ((32, 32), (64, 32), (64, 64)):
+        # Without a matrix instruction both operands pass through registers: deep tiles would spill.
+        for rows, columns in ((32, 32), (64, 32), (64, 64), (128, 64)):
             yield Tile(rows, min(columns, max(LEAST, n)), LEAST, 4, 2)
         return
     least_rows = WARPGROUP_ROWS if architecture >= 90 else LEAST * 2

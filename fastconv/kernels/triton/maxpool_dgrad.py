@@ -16,12 +16,8 @@ from torch import Tensor
 from fastconv.kernels.triton import windows
 from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
 from fastconv.kernels.triton.launch import Launch, written
-from fastconv.kernels.triton.windows import ELEMENTS, POOL_SIZES, pool_launch, window_position
+from fastconv.kernels.triton.windows import POOL_SIZES, pool_launch, window_position
 from fastconv.problem import Problem
-
-# Results of a block beside 64-bit indices, in sliding and in adaptive windows: with more (and with 256 in sliding ones)
-# ptxas 12.8 spills a predicate on sm_80 or sm_90 (compiled ahead, 2026-11).
-SLIDING_ELEMENTS, ADAPTIVE_ELEMENTS = 512, 256
 
 
 def refuses(problem: Problem) -> str | None:
@@ -86,7 +82,4 @@ def plan(
 ) -> tuple[Tensor, list[Launch]]:
     """The result, and the start that writes it."""
     dx = written(problem, y, (problem.n, problem.c, problem.h.size, problem.w.size), out)
-    tensors = {"dy": y, "index": index, "dx": dx}
-    indexed = ADAPTIVE_ELEMENTS if windows.is_adaptive(problem) else SLIDING_ELEMENTS
-    elements = indexed if problem.index == "i64" else ELEMENTS
-    return dx, [pool_launch(problem, kernel, tensors, True, elements, INDEX=problem.index)]
+    return dx, [pool_launch(problem, kernel, {"dy": y, "index": index, "dx": dx}, True, INDEX=problem.index)]

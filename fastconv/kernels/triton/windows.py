@@ -11,7 +11,7 @@ from fastconv.kernels.triton.launch import MOST_BLOCKS, SIZES, Launch, too_large
 from fastconv.problem import Problem
 
 WARPS = 4
-ELEMENTS = 1024  # results of a block
+ELEMENTS = 1024  # results of a block; half of them beside 64-bit indices, which take two registers each
 POOL_SIZES = (*SIZES, "slots_h", "slots_w", "end_h", "end_w")
 
 
@@ -112,15 +112,11 @@ def slots(problem: Problem, backward: bool) -> dict[str, int]:
     return dict(zip(("slots_h", "slots_w"), pairs, strict=True))
 
 
-def pool_launch(
-    problem: Problem, kernel: Any, tensors: dict[str, Tensor], backward: bool, elements: int = ELEMENTS, **extra: Any
-) -> Launch:
-    """The start of a pool's kernel over what it writes: windows, or backward input positions.
-
-    elements: results of a block.
-    """
+def pool_launch(problem: Problem, kernel: Any, tensors: dict[str, Tensor], backward: bool, **extra: Any) -> Launch:
+    """The start of a pool's kernel over what it writes: windows, or backward input positions."""
     h, v = problem.h, problem.w
     pixels = problem.n * (h.size * v.size if backward else h.out * v.out)
+    elements = ELEMENTS // 2 if problem.index == "i64" else ELEMENTS
     tile = configure.map_tile(problem.dtype, pixels, problem.c, problem.layout == "nhwc", elements)
     arguments = {
         **tensors,
