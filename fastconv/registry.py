@@ -50,10 +50,8 @@ class Kernel:
 
     @property
     def deterministic(self) -> bool:
-        """Same bits in every run and for every number of threads: every native kernel promises it (and is tested), and
-        so does every Triton kernel, which adds in a fixed order and never atomically.
-        """
-        return self.native is not None or self.target == "triton"
+        """Same bits in every run and for every number of threads: every native kernel promises it (and is tested)."""
+        return self.native is not None
 
     @property
     def is_torch(self) -> bool:
@@ -80,14 +78,13 @@ def algorithm_of(name: str) -> str:
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
-    """Every kernel of this build: hand-written ones, then PyTorch's own, Triton's, and the references."""
-    from fastconv.kernels import aten, native, triton
+    """Every kernel of this build: hand-written ones, then PyTorch's own, then the references."""
+    from fastconv.kernels import aten, native
 
     own = native.rows()
     return (
         *(kernel for kernel in own if not kernel.is_reference),
         *aten.rows(),
-        *triton.rows(),  # behind PyTorch's until a table of measurements says otherwise
         *(kernel for kernel in own if kernel.is_reference),
     )
 
