@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "core/machine.h"
 #include "cpu/table.h"
 #include "dispatch.h"
 #include "memory.h"
@@ -27,29 +28,39 @@ struct Border {
   at::ScalarType dtype;
 };
 
-// Steps as Python states them: the row of a kernel, a problem, tensors that stay and places that do not.
+// Stages as Python states them: steps, the height of their strips, a workspace. A step is the row of a kernel, a
+// problem, tensors that stay and places that do not.
 class Compiled {
  public:
-  Compiled(const py::list& steps, std::vector<Border> inputs, std::vector<Border> outputs, int64_t arena_bytes,
+  Compiled(const py::list& stages, std::vector<Border> inputs, std::vector<Border> outputs, int64_t arena_bytes,
            int threads)
       : inputs_(std::move(inputs)), outputs_(std::move(outputs)) {
-    std::vector<Step> list;
-    for (const py::handle& step : steps) list.push_back(read(py::cast<py::dict>(step)));
+    std::vector<Stage> list;
+    for (const py::handle& from : stages) {
+      Stage stage;
+      for (const py::handle& step : from["steps"]) stage.links.push_back(read(py::cast<py::dict>(step)));
+      stage.height = py::cast<int64_t>(from["height"]), stage.workspace = py::cast<int64_t>(from["workspace"]);
+      stage.serial = !stage.height && is_serial(stage.links.front().problem);
+      list.push_back(std::move(stage));
+    }
     program_.emplace(std::move(list), arena_bytes, threads);
   }
 
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs) { return run(inputs, nullptr); }
 
   std::pair<std::vector<at::Tensor>, std::vector<double>> timed(const std::vector<at::Tensor>& inputs) {
-    std::vector<double> seconds(program_->steps().size());
+    std::vector<double> seconds(program_->stages().size());
     return {run(inputs, seconds.data()), seconds};
   }
 
   int64_t arena_bytes() const { return program_->arena_bytes(); }
 
-  std::vector<std::pair<std::string, Problem>> steps() const {
-    std::vector<std::pair<std::string, Problem>> list;
-    for (const Step& step : program_->steps()) list.emplace_back(step.kernel->name, step.problem);
+  std::vector<std::vector<std::pair<std::string, Problem>>> stages() const {
+    std::vector<std::vector<std::pair<std::string, Problem>>> list;
+    for (const Stage& stage : program_->stages()) {
+      list.emplace_back();
+      for (const Step& step : stage.links) list.back().emplace_back(step.kernel->name, step.problem);
+    }
     return list;
   }
 
@@ -65,14 +76,10 @@ class Compiled {
   }
 
   Step read(const py::dict& from) {
-    Step step;
-    step.kernel = &cpu_kernels().at(from["kernel"].cast<size_t>());
-    step.problem = from["problem"].cast<Problem>();
+    Step step{&cpu_kernels().at(from["kernel"].cast<size_t>()), from["problem"].cast<Problem>()};
     const auto places = from["places"].cast<Places>();
     step.x = place(places, "x"), step.y = place(places, "y"), step.out = place(places, "out");
     step.residual = place(places, "residual"), step.scale = place(places, "scale");
-    step.workspace = from["workspace"].cast<int64_t>();
-    step.serial = is_serial(step.problem);
     const auto constants = from["constants"].cast<Constants>();
     auto data = [&](const char* name) -> const void* {
       const auto found = constants.find(name);
@@ -151,35 +158,85 @@ class Compiled {
   std::vector<at::DataPtr> free_;
 };
 
-// One number for the tensors that stand in modules' dictionaries: which they are, where, and in which version.
-uint64_t fingerprint(const py::list& places) {
-  uint64_t sum = 0;
-  auto mix = [&](uint64_t value) { sum = (sum ^ value) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29; };
-  for (const py::handle& place : places) {
-    PyObject* const object = PyDict_GetItem(PyTuple_GET_ITEM(place.ptr(), 0), PyTuple_GET_ITEM(place.ptr(), 1));
-    mix(reinterpret_cast<uintptr_t>(object));
-    if (!object || !THPVariable_Check(object)) continue;
-    const at::Tensor& tensor = THPVariable_Unpack(object);
-    mix(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()));
-    if (!tensor.is_inference()) mix(tensor._version());
-  }
-  return sum;
+// Bytes that each thread needs to carry out steps in strips. Throws ValueError where a kernel does not run its share.
+int64_t strip_bytes(const std::vector<std::pair<size_t, Problem>>& steps, int64_t height) {
+  std::vector<Step> links;
+  for (const auto& [row, problem] : steps) links.push_back({&cpu_kernels().at(row), problem});
+  return Strips(links, height).thread_bytes();
 }
+
+// Watches the tensors that stand in modules' dictionaries: which they are, in which storage and version, as one number.
+//
+// Between two looks a network has run and left nothing of them in the caches, and each tensor is at the end of a chain
+// of some seven lines. What the last look went through is fetched all at once first.
+class Fingerprint {
+ public:
+  explicit Fingerprint(const py::list& places) : kept_(places) {
+    for (const py::handle& place : places)
+      places_.push_back({PyTuple_GET_ITEM(place.ptr(), 0), PyTuple_GET_ITEM(place.ptr(), 1)});
+  }
+
+  uint64_t look() {
+    for (const Place& place : places_) {
+      fetch(place.tensors, cache_line), fetch(place.keys, 2 * cache_line), fetch(place.tensor, cache_line);
+      fetch(place.memory, sizeof(at::TensorImpl));
+    }
+    uint64_t sum = 0;
+    const auto mix = [&](auto value) { sum = (sum ^ uint64_t(value)) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29; };
+    for (Place& place : places_) {
+      place.tensor = PyDict_GetItem(place.tensors, place.name);
+      place.keys = reinterpret_cast<PyDictObject*>(place.tensors)->ma_keys;
+      mix(reinterpret_cast<uintptr_t>(place.tensor));
+      if (!place.tensor || !THPVariable_Check(place.tensor)) continue;
+      const at::Tensor& tensor = THPVariable_Unpack(place.tensor);
+      place.memory = tensor.unsafeGetTensorImpl();
+      if (tensor.has_storage()) mix(reinterpret_cast<uintptr_t>(tensor.storage().unsafeGetStorageImpl()));
+      if (!tensor.is_inference()) mix(tensor._version());
+    }
+    return sum;
+  }
+
+ private:
+  struct Place {
+    PyObject *tensors, *name;
+    // As of the last look.
+    PyObject* tensor = nullptr;
+    const void *keys = nullptr, *memory = nullptr;
+  };
+
+  static void fetch(const void* at, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += cache_line) __builtin_prefetch(static_cast<const char*>(at) + i);
+  }
+
+  py::list kept_;
+  std::vector<Place> places_;
+};
 
 }  // namespace
 
 void bind_program(py::module_& m) {
-  m.def("fingerprint", &fingerprint, py::arg("places"));
+  py::class_<Fingerprint>(m, "Fingerprint", "Tells by one number whether tensors in dictionaries are still the same.")
+      .def(py::init<const py::list&>(), py::arg("places"))
+      .def("look", &Fingerprint::look);
+  m.def("caches", [] { return std::tuple(machine().l1, machine().l2, machine().l3); });
+  m.def(
+      "nominal_rates",
+      [](size_t row) {
+        const Rates r = nominal_rates(cpu_kernels().at(row).isa);
+        return std::tuple(r.flops, r.moved, r.shared, r.memory);
+      },
+      py::arg("row"));
+  m.def("strip_bytes", &strip_bytes, py::arg("steps"), py::arg("height"));
   py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),
            py::arg("dtype"));
-  py::class_<Compiled>(m, "Program", "A network as steps over one arena (csrc/plan/program.h).")
-      .def(py::init<const py::list&, std::vector<Border>, std::vector<Border>, int64_t, int>(), py::arg("steps"),
+  py::class_<Compiled>(m, "Program", "A network as stages over one arena (csrc/plan/program.h).")
+      .def(py::init<const py::list&, std::vector<Border>, std::vector<Border>, int64_t, int>(), py::arg("stages"),
            py::arg("inputs"), py::arg("outputs"), py::arg("arena_bytes"), py::arg("threads"))
       .def("run", py::overload_cast<const std::vector<at::Tensor>&>(&Compiled::run), py::arg("inputs"))
       .def("timed", &Compiled::timed, py::arg("inputs"))
       .def_property_readonly("arena_bytes", &Compiled::arena_bytes)
-      .def_property_readonly("steps", &Compiled::steps);
+      .def_property_readonly("stages", &Compiled::stages);
 }
 
 }  // namespace fastconv

@@ -9,37 +9,26 @@ namespace fastconv {
 
 namespace {
 
-struct Memory {
-  const void* const* inputs;
-  void* const* outputs;
-  char* arena;
-
-  const void* at(const Place& place) const {
-    switch (place.in) {
-      case Place::nowhere:
-        break;
-      case Place::arena:
-        return arena + place.at;
-      case Place::input:
-        return inputs[place.at];
-      case Place::output:
-        return outputs[place.at];
-    }
-    return nullptr;
-  }
-};
+int64_t workspace_bytes(const Stage& stage, int threads) {
+  if (stage.serial) threads = 1;
+  if (stage.strips) return stage.strips->thread_bytes() * threads;
+  return stage.links.front().kernel->body.workspace(stage.links.front().problem, threads);
+}
 
 }  // namespace
 
-Program::Program(std::vector<Step> steps, int64_t arena_bytes, int threads)
-    : steps_(std::move(steps)), arena_bytes_(arena_bytes), threads_(threads) {
-  for (const Step& step : steps_) {
-    const int64_t end = step.workspace + step.kernel->body.workspace(step.problem, step.serial ? 1 : threads);
-    if (step.workspace < 0 || end > arena_bytes)
-      throw std::invalid_argument("The workspace of " + step.kernel->name + " ends at byte " + std::to_string(end) +
+Program::Program(std::vector<Stage> stages, int64_t arena_bytes, int threads)
+    : stages_(std::move(stages)), arena_bytes_(arena_bytes), threads_(threads) {
+  for (Stage& stage : stages_) {
+    if (stage.height) stage.strips.emplace(stage.links, stage.height);
+    const std::string name = stage.links.front().kernel->name;
+    const int64_t end = stage.workspace + workspace_bytes(stage, threads);
+    if (stage.workspace < 0 || end > arena_bytes)
+      throw std::invalid_argument("The workspace of " + name + " ends at byte " + std::to_string(end) +
                                   " of an arena of " + std::to_string(arena_bytes) + ".");
-    if (step.out.in != Place::arena && step.out.in != Place::output)
-      throw std::invalid_argument("A step of " + step.kernel->name + " writes nowhere.");
+    const Place& out = stage.links.back().out;
+    if (out.in != Place::arena && out.in != Place::output)
+      throw std::invalid_argument("A step of " + name + " writes nowhere.");
   }
 }
 
@@ -51,16 +40,18 @@ void Program::run(const void* const* inputs, void* const* outputs, void* arena, 
   const Memory memory{inputs, outputs, static_cast<char*>(arena)};
   const Serial serial;
   auto before = std::chrono::steady_clock::now();
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const Step& step = steps_[i];
-    Args args = step.args;
-    if (step.x.in) args.x = memory.at(step.x);
-    if (step.y.in) args.y = memory.at(step.y);
-    if (step.residual.in) args.residual = memory.at(step.residual);
-    if (step.scale.in) args.scale = memory.at(step.scale);
-    args.out = const_cast<void*>(memory.at(step.out));
-    args.workspace = memory.arena + step.workspace;
-    step.kernel->body.run(step.problem, args, step.serial ? static_cast<const Parallel&>(serial) : parallel);
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    const Stage& stage = stages_[i];
+    const Parallel& those = stage.serial ? static_cast<const Parallel&>(serial) : parallel;
+    char* const workspace = memory.arena + stage.workspace;
+    if (stage.strips) {
+      stage.strips->run(stage.links, memory, workspace, those);
+    } else {
+      const Step& step = stage.links.front();
+      Args args = memory.args_of(step);
+      args.workspace = workspace;
+      step.kernel->body.run(step.problem, args, those);
+    }
     if (!seconds) continue;
     const auto now = std::chrono::steady_clock::now();
     seconds[i] = std::chrono::duration<double>(now - std::exchange(before, now)).count();

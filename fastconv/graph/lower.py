@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
 from fastconv._native import C
-from fastconv.graph import memory, slices
+from fastconv.graph import memory, slices, strips
 from fastconv.graph.network import Network
 from fastconv.graph.partition import Part
 from fastconv.graph.rules import LOWER
@@ -77,7 +77,7 @@ class Lowering:
 
     def fresh(self, like: torch.Size | tuple[int, ...], dtype: str) -> Value:
         value = value_of(like, dtype, Buffer("arena"))
-        value.buffer.block = memory.Block(value.elements * bytes_of(dtype), len(self.steps), len(self.steps))
+        value.buffer.block = memory.Block(value.elements * bytes_of(dtype))
         return value
 
     def target(self, node: fx.Node) -> Value:
@@ -186,17 +186,16 @@ class Lowering:
 
     def _place(self, inputs: list[Any], outputs: list[Any]) -> Lowered:
         threads = torch.get_num_threads()
-        blocks = []
-        for number, step in enumerate(self.steps):
-            for value in (*step.reads.values(), step.out):
+        stages = strips.join(self.steps, threads)
+        blocks, workspaces = [], []
+        for number, stage in enumerate(stages):
+            for value in stage.values:
                 if (block := value.buffer.block) is not None:
-                    block.first, block.last = min(block.first, number), max(block.last, number)
+                    block.live(number)
                     blocks.append(block)
-            kernel, problem = step.selection.kernel, step.selection.problem
-            step.workspace = memory.Block(C.workspace(kernel.native, problem, threads), number, number)
-            blocks.append(step.workspace)
-        arena = memory.place(dict.fromkeys(blocks))
-        return Lowered(self.steps, inputs, outputs, arena, threads)
+            workspaces.append(memory.Block(stage.workspace_bytes(threads), number, number))
+        arena = memory.place(dict.fromkeys([*blocks, *workspaces]))
+        return Lowered(stages, workspaces, inputs, outputs, arena, threads)
 
 
 def _slice_words(side: str, value: Value) -> str:

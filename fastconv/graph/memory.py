@@ -10,15 +10,19 @@ ALIGNMENT = 64
 
 @dataclass(eq=False)
 class Block:
-    """A piece of the arena, alive from the step that first writes it to the one that last reads it.
+    """A piece of the arena, alive from the stage that first writes it to the one that last reads it.
 
     at: its first byte, once :func:`place` has run.
     """
 
     bytes: int
-    first: int
-    last: int
+    first: int | None = None
+    last: int | None = None
     at: int = 0
+
+    def live(self, stage: int) -> None:
+        """A stage, in order, reads or writes it."""
+        self.first, self.last = stage if self.first is None else self.first, stage
 
     def meets(self, other: Block) -> bool:
         return self.first <= other.last and other.first <= self.last

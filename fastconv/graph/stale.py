@@ -8,7 +8,7 @@ from fastconv._native import C
 
 
 class Watch:
-    """Remembers a model's tensors by identity, memory and version.
+    """Remembers a model's tensors by identity, storage and version.
 
     Writes past the version counter (through ``.data``, NumPy or DLPack) cannot be seen; after those, refresh.
     """
@@ -16,11 +16,12 @@ class Watch:
     def __init__(self, model: nn.Module, names: list[str]):
         self._places = [_place(model, name) for name in names]
         self._names = names
-        self._seen, self._print = self._states(), C.fingerprint(self._places)
+        self._fingerprint = C.Fingerprint(self._places)
+        self._seen, self._print = self._states(), self._fingerprint.look()
 
     def changed(self) -> str | None:
         """The name of a tensor that was replaced or written since, or None."""
-        if C.fingerprint(self._places) == self._print:
+        if self._fingerprint.look() == self._print:
             return None
         states = self._states()
         return next(name for name, old, new in zip(self._names, self._seen, states, strict=True) if old != new)
@@ -40,4 +41,4 @@ def _state(tensor: Tensor | None) -> tuple[int, int, int]:
     if tensor is None:
         return 0, 0, 0
     version = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), tensor.data_ptr(), version
+    return id(tensor), tensor.untyped_storage()._cdata, version

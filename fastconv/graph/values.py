@@ -59,7 +59,7 @@ class Value:
 
 @dataclass
 class Step:
-    """One call of one kernel. ``reads`` and ``writes`` are values by the names of kernel.h's Args."""
+    """One call of one kernel. ``reads`` are values by the names of kernel.h's Args."""
 
     selection: Selection
     reads: dict[str, Value]
@@ -67,41 +67,68 @@ class Step:
     constants: dict[str, Tensor]
     response: tuple[float, float, float] | None
     origin: str  # the captured node it comes from
-    workspace: memory.Block | None = None
+
+    @property
+    def kernel_and_problem(self) -> tuple[int, Any]:
+        """As the extension names them."""
+        return self.selection.kernel.native, self.selection.problem
+
+    def as_dict(self) -> dict[str, Any]:
+        """The extension's form of it."""
+        places = {name: _place(value.buffer) for name, value in (self.reads | {"out": self.out}).items()}
+        row, problem = self.kernel_and_problem
+        # Norms are affine maps by now, and have no eps.
+        made = {"kernel": row, "problem": problem, "places": places, "constants": self.constants, "eps": 0.0}
+        return made | ({"response": self.response} if self.response else {})
+
+
+@dataclass
+class Stage:
+    """Steps that run together: one, or several in strips of ``height`` rows (csrc/plan/strips.h)."""
+
+    steps: list[Step]
+    height: int = 0
+
+    @property
+    def values(self) -> list[Value]:
+        """What it reads and writes; what passes between its steps lies in its workspace."""
+        inside = {step.out.buffer for step in self.steps[:-1]}
+        reads = [value for step in self.steps for value in step.reads.values() if value.buffer not in inside]
+        return [*reads, self.steps[-1].out]
+
+    def workspace_bytes(self, threads: int) -> int:
+        if self.height:
+            return threads * C.strip_bytes([step.kernel_and_problem for step in self.steps], self.height)
+        return C.workspace(*self.steps[0].kernel_and_problem, threads)
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program before it is handed to the extension."""
+    """A program before it is handed to the extension. workspaces: of its stages."""
 
-    steps: list[Step]
+    stages: list[Stage]
+    workspaces: list[memory.Block]
     inputs: list[Any]
     outputs: list[Any]
     arena_bytes: int
     threads: int
 
+    @property
+    def steps(self) -> list[Step]:
+        return [step for stage in self.stages for step in stage.steps]
+
     def program(self) -> Any:
         """The extension's form of it."""
-        return C.Program(
-            [_as_dict(step) for step in self.steps], self.inputs, self.outputs, self.arena_bytes, self.threads
-        )
+        stages = [
+            {"steps": [step.as_dict() for step in stage.steps], "height": stage.height, "workspace": workspace.at}
+            for stage, workspace in zip(self.stages, self.workspaces, strict=True)
+        ]
+        return C.Program(stages, self.inputs, self.outputs, self.arena_bytes, self.threads)
 
 
-def _as_dict(step: Step) -> dict[str, Any]:
-    def place(value: Value) -> tuple[str, int]:
-        buffer = value.buffer
-        return buffer.where, buffer.block.at if buffer.block is not None else buffer.number
-
-    places = {name: place(value) for name, value in step.reads.items()} | {"out": place(step.out)}
-    made = {
-        "kernel": step.selection.kernel.native,
-        "problem": step.selection.problem,
-        "places": places,
-        "constants": step.constants,
-        "eps": 0.0,  # norms are affine maps by now
-        "workspace": step.workspace.at,
-    }
-    return made | ({"response": step.response} if step.response else {})
+def _place(buffer: Buffer) -> tuple[str, int]:
+    # A buffer inside a stage has no block: the stage knows where it lies.
+    return buffer.where, buffer.block.at if buffer.block is not None else buffer.number
 
 
 def value_of(shape: Sequence[int], dtype: str, buffer: Buffer) -> Value:

@@ -278,11 +278,7 @@ class Igemm {
       tile.out_offset = direct ? channel : 0, tile.channel = channel;
       tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
       Operand::tile(count, vectors)(tile);
-      if (direct) continue;
-      for (int i = 0; i < count; ++i)
-        for (int64_t c = 0; c < columns; c += lanes)
-          tail_.put_channels(0, channel + c, own.pixel[i], load(own.out[i] + c),
-                             static_cast<int>(std::min<int64_t>(lanes, columns - c)));
+      if (!direct) tail_.put_tile(0, channel, columns, count, own.out, [&](int64_t i) { return own.pixel[i]; });
     }
   }
 

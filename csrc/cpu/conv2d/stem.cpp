@@ -219,10 +219,7 @@ class Stem {
         for (int64_t byte = s * bytes / strips; panel == 0 && byte < (s + 1) * bytes / strips; byte += cache_line)
           __builtin_prefetch(ahead + byte, 0, 2);
         stem_tile_function<A>(static_cast<int>(count), vectors)(tile);
-        for (int64_t m = 0; !ending_.direct && m < count; ++m)
-          for (int64_t c = 0; c < columns; c += lanes)
-            tail_.put_channels(n, channel + c, pixel + m, load(own.out[m] + c),
-                               static_cast<int>(std::min<int64_t>(lanes, columns - c)));
+        if (!ending_.direct) tail_.put_tile(n, channel, columns, count, own.out, [&](int64_t m) { return pixel + m; });
       }
     }
   }

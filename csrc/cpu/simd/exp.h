@@ -2,7 +2,8 @@
 //
 // exp: x = n·ln 2 + r with n whole, ln 2 in two parts of which the first times n is exact, and a polynomial in r; the
 // power of two comes last, so that results round once down to the smallest subnormal number. NaN stays NaN, overflow is
-// infinity. sigmoid and silu take exp(-|x|), which cannot overflow, on both sides of zero.
+// infinity. sigmoid is e / (1 + e) with e = exp(x), and its power of two is multiplied last too: e itself may be
+// subnormal where x·e is not. Where 1 + e is e, more of x changes nothing.
 //
 // gelu: with the normal distribution's upper tail Q(a), gelu(x) = max(x, 0) - |x|·Q(|x|), which loses no digits where
 // 1 + erf would cancel. a·Q(a) = exp(-a²/2) · t·H(q) with t = a / (a + k), q = 2t - 1 and H a polynomial:
@@ -31,6 +32,7 @@ struct ExpTable;
 template <>
 struct ExpTable<float> {
   static constexpr float lowest = -120, highest = 89;  // exp is 0 below, even times its argument; infinite above
+  static constexpr float enough = 88;                  // 1 + exp is exp from far below, and exp is finite
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float whole = 0x1.8p23f;   // added and taken away again it leaves whole numbers
   static constexpr float coarse = 0x1.8p15f;  // likewise numbers of 12 digits below tail_end
@@ -46,6 +48,7 @@ struct ExpTable<float> {
 template <>
 struct ExpTable<double> {
   static constexpr double lowest = -760, highest = 710;
+  static constexpr double enough = 709;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double whole = 0x1.8p52;
   static constexpr double coarse = 0x1.8p32;
@@ -86,22 +89,33 @@ struct Power {
   Vec<A> value() const { return scale(p, n); }
 };
 
-// exp(x + low); the sum within the range.
+// The power of two nearest to exp(x).
 template <class A>
-[[gnu::always_inline]] inline Power<A> exp_parts(Vec<A> x, Vec<A> low) {
-  using V = Vec<A>;
-  using Table = ExpTable<A>;
+[[gnu::always_inline]] inline Vec<A> whole_powers(Vec<A> x) {
   constexpr A log2_e = static_cast<A>(1.4426950408889634);
-  const V whole = V::broadcast(Table::whole), n = fma(x + low, V::broadcast(log2_e), whole) - whole;
-  const V r = fma(n, V::broadcast(-Table::ln2_low), fma(n, V::broadcast(-Table::ln2_high), x) + low);
-  return {fma(r * r, polynomial(Table::q, r), r) + V::broadcast(1), n};
+  const Vec<A> whole = Vec<A>::broadcast(ExpTable<A>::whole);
+  return fma(x, Vec<A>::broadcast(log2_e), whole) - whole;
 }
 
-// exp(-|x|).
 template <class A>
-[[gnu::always_inline]] inline Power<A> exp_of_minus_size(Vec<A> x) {
-  using V = Vec<A>;
-  return exp_parts(max(min(x, V::zero() - x), V::broadcast(ExpTable<A>::lowest)), V::zero());
+[[gnu::always_inline]] inline Power<A> exp_of_rest(Vec<A> r, Vec<A> n) {
+  return {fma(r * r, polynomial(ExpTable<A>::q, r), r) + Vec<A>::broadcast(1), n};
+}
+
+// exp(x + low) and exp(x); the argument within the range.
+template <class A>
+[[gnu::always_inline]] inline Power<A> exp_parts(Vec<A> x, Vec<A> low) {
+  using Table = ExpTable<A>;
+  const Vec<A> n = whole_powers(x + low);
+  const Vec<A> r = fma(n, Vec<A>::broadcast(-Table::ln2_high), x) + low;
+  return exp_of_rest(fma(n, Vec<A>::broadcast(-Table::ln2_low), r), n);
+}
+
+template <class A>
+[[gnu::always_inline]] inline Power<A> exp_parts(Vec<A> x) {
+  using Table = ExpTable<A>;
+  const Vec<A> n = whole_powers(x), r = fma(n, Vec<A>::broadcast(-Table::ln2_high), x);
+  return exp_of_rest(fma(n, Vec<A>::broadcast(-Table::ln2_low), r), n);
 }
 
 // NaN where x is minus infinity, else y.
@@ -117,23 +131,24 @@ template <class A>
 Vec<A> exp(Vec<A> x) {
   using V = Vec<A>;
   using Table = detail::ExpTable<A>;
-  return detail::exp_parts(min(max(x, V::broadcast(Table::lowest)), V::broadcast(Table::highest)), V::zero()).value();
+  return detail::exp_parts(min(max(x, V::broadcast(Table::lowest)), V::broadcast(Table::highest))).value();
 }
 
 template <class A>
 Vec<A> sigmoid(Vec<A> x) {
-  const Vec<A> one = Vec<A>::broadcast(1), e = detail::exp_of_minus_size(x).value();
-  return where_positive(x, one, e) / (one + e);
+  using V = Vec<A>;
+  using Table = detail::ExpTable<A>;
+  const auto e = detail::exp_parts(min(max(x, V::broadcast(Table::lowest)), V::broadcast(Table::enough)));
+  return scale(e.p / (V::broadcast(1) + e.value()), e.n);
 }
 
-// The power of two of a negative x is multiplied last: e itself may be subnormal where x·e is not.
 template <class A>
 Vec<A> silu(Vec<A> x) {
   using V = Vec<A>;
-  const V one = V::broadcast(1);
-  const detail::Power<A> e = detail::exp_of_minus_size(x);
-  const V y = max(x, V::broadcast(detail::ExpTable<A>::lowest)) * where_positive(x, one, e.p) / (one + e.value());
-  return detail::unless_minus_infinite(x, scale(y, where_positive(x, V::zero(), e.n)));
+  using Table = detail::ExpTable<A>;
+  const V within = max(x, V::broadcast(Table::lowest));
+  const auto e = detail::exp_parts(min(within, V::broadcast(Table::enough)));
+  return detail::unless_minus_infinite(x, scale(within * e.p / (V::broadcast(1) + e.value()), e.n));
 }
 
 template <class A>
