@@ -226,6 +226,17 @@ void bind_program(py::module_& m) {
         return std::tuple(r.flops, r.moved, r.shared, r.memory);
       },
       py::arg("row"));
+  m.def(
+      "of_rows", [](const Problem& p, int64_t begin, int64_t end) { return of_rows(p, {begin, end}); },
+      py::arg("problem"), py::arg("begin"), py::arg("end"));
+  m.def(
+      "source_rows",
+      [](const Problem& p, int64_t begin, int64_t end) {
+        const Rows rows = source_rows(p, {begin, end});
+        return std::pair(rows.begin, rows.end);
+      },
+      py::arg("problem"), py::arg("begin"), py::arg("end"));
+  m.def("refuses_rows", &refuses_rows, py::arg("problem"));
   m.def("strip_bytes", &strip_bytes, py::arg("steps"), py::arg("height"));
   py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),

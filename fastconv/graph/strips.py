@@ -25,27 +25,30 @@ def join(steps: Sequence[Step], threads: int) -> list[Stage]:
     writers = Counter(step.out.buffer for step in steps)
     stages: list[Stage] = []
     for step in steps:
-        stage = Stage([step])
-        for before in stages:
-            value = before.steps[-1].out
-            passes = value == step.reads.get("x") and value.buffer.where == "arena" and not value.width
-            if passes and readers[value.buffer] == writers[value.buffer] == 1:
-                joined = [*before.steps, step]
-                if _pays(before.steps[-1], step, threads) and (height := _height(joined, threads)):
-                    stages.remove(before)
-                    stage = Stage(joined, height)
-                break
-        stages.append(stage)
+        before = next((stage for stage in stages if stage.steps[-1].out == step.reads.get("x")), None)
+        if before is not None:
+            last, value = before.steps[-1], before.steps[-1].out
+            alone = value.buffer.where == "arena" and readers[value.buffer] == writers[value.buffer] == 1
+            joined = [*before.steps, step]
+            pays = alone and _has_rows(last) and _has_rows(step) and _pays(last, step, threads)
+            if pays and (height := _height(joined, threads)):
+                stages.remove(before)
+                stages.append(Stage(joined, height))
+                continue
+        stages.append(Stage([step]))
     return stages
+
+
+def _has_rows(step: Step) -> bool:
+    """Whether a row's bits do not depend on which rows are computed with it, as they do in Winograd's tiles."""
+    return not step.selection.kernel.algorithm.startswith("winograd")
 
 
 def _pays(first: Step, second: Step, threads: int) -> bool:
     """Whether what passes between two steps is more than what comes of it, and takes longer to pass than the rows do
-    that two threads both compute. Winograd's tiles and large filters want the whole map."""
+    that two threads both compute. A filter larger than L2 wants the whole map."""
     value, problem = first.out, second.selection.problem
     if value.elements < second.out.elements:
-        return False
-    if any(step.selection.kernel.algorithm.startswith("winograd") for step in (first, second)):
         return False
     if any(_filter_bytes(step) > C.caches()[1] for step in (first, second)):
         return False
