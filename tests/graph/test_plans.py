@@ -121,7 +121,9 @@ def test_without_winograd_no_kernel_of_a_plan_transforms():
     for winograd in (True, False):
         plan = optimize(model, x, winograd=winograd)
         plan(x)
-        used[winograd] = {name for program in plan.units[0].programs.values() for stage in program.stages for name, _ in stage}
+        used[winograd] = {
+            name for program in plan.units[0].programs.values() for stage in program.stages for name, _ in stage
+        }
         assert_right(plan, model, x, 2e-6)
     assert any("winograd" in name for name in used[True]) and not any("winograd" in name for name in used[False])
 

@@ -20,7 +20,11 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(12, 40, 1), nn.ReLU6(), nn.Conv2d(40, 40, 5, padding=2, groups=40), nn.SiLU(), nn.Conv2d(40, 12, 1)
+            nn.Conv2d(12, 40, 1),
+            nn.ReLU6(),
+            nn.Conv2d(40, 40, 5, padding=2, groups=40),
+            nn.SiLU(),
+            nn.Conv2d(40, 12, 1),
         )
 
     def forward(self, x):
@@ -177,7 +181,7 @@ def test_what_is_not_cut_into_rows(text, sentence):
 
 def test_a_kernel_that_refuses_a_strip_is_named():
     row = next(i for i, row in enumerate(C.kernels()) if "fprop_winograd" in row["name"])
-    with pytest.raises(ValueError, match="winograd.* does not run"):
+    with pytest.raises(ValueError, match=r"winograd.* does not run"):
         C.strip_bytes([(row, Problem("n1c64h16w16_k64r5s5_p2_f32nhwc"))] * 2, 4)
 
 
