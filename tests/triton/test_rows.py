@@ -53,6 +53,10 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_depthwise_triton", DENSE, "C=32 in 1 groups"),
         ("maxpool2d/fprop_window_triton", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
         ("maxpool2d/dgrad_window_triton", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "keeps none"),
+        ("conv2d/fprop_igemm_triton", DENSE + "_in3of60", "not 32 of a buffer's 60 channels"),
+        ("conv2d/fprop_igemm_triton", DENSE + "_packed", "not packed ones"),
+        ("unpool2d/fprop_direct_triton", "unpool2d_n1c2h3w4_o6x8_f32nhwc_out1of5_indexi64", "2 of a buffer's 5"),
+        ("avgpool2d/dgrad_window_triton", "avgpool2d_n1c2h6w8_r2s2_f32nhwc_dgrad_out1of5", "dense gradients"),
         ("conv2d/fprop_igemm_triton", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200 of them"),
     ):
         assert part in registry.kernel(name).refuses(Problem(text))

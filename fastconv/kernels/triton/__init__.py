@@ -75,6 +75,10 @@ def load(file: str) -> ModuleType:
 def _refuses(file: str, problem: Problem) -> str | None:
     if problem.dtype not in DTYPES:
         return f"It computes in float, but the problem is in {problem.dtype}."
+    if problem.in_channels:
+        return f"It reads dense inputs, not {problem.c} of a buffer's {problem.in_channels} channels."
+    if problem.packed:
+        return "It reads filters where they lie, not packed ones."
     return missing() or load(file).refuses(problem)
 
 

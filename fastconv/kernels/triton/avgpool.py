@@ -31,6 +31,7 @@ def kernel(
     out,
     images,
     channels,
+    out_channels,
     height,
     width,
     out_height,
@@ -55,7 +56,10 @@ def kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """PADDED: the divisor counts the padding. OVERRIDE: the divisor, unless 0. end_h, end_w: padding behind the map."""
+    """out_channels: of the buffer the result is a slice of. end_h, end_w: padding behind the map.
+
+    PADDED: the divisor counts the padding. OVERRIDE: the divisor, unless 0.
+    """
     tiles_n = tl.cdiv(channels, BLOCK_N)
     block = tl.program_id(0)
     pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -100,7 +104,7 @@ def kernel(
         )  # fmt: skip
         sums = tl.math.div_rn(sums, tl.broadcast_to(count, (BLOCK_M, BLOCK_N)))
     tl.store(
-        out + offsets(image, i, j, channel, rows, columns, channels, CHANNELS_LAST),
+        out + offsets(image, i, j, channel, rows, columns, out_channels, CHANNELS_LAST),
         narrow(sums, out.dtype.element_ty),
         mask=all_inside,
     )
@@ -126,4 +130,6 @@ def plan(
         "OVERRIDE": problem.divisor_override,
         "BACKWARD": backward,
     }
-    return result, [pool_launch(problem, kernel, {"source": source, "out": result}, backward, **extra)]
+    return result if out is None else out, [
+        pool_launch(problem, kernel, {"source": source, "out": result}, backward, **extra)
+    ]

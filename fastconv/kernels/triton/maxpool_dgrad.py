@@ -37,6 +37,7 @@ def kernel(
     dx,
     images,
     channels,
+    out_channels,
     height,
     width,
     out_height,
@@ -57,7 +58,7 @@ def kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """INDEX: "u8" or "i64"."""
+    """INDEX: "u8" or "i64". out_channels: as channels, for dx is dense."""
     tiles_n = tl.cdiv(channels, BLOCK_N)
     block = tl.program_id(0)
     pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)

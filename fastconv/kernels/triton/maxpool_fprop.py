@@ -37,6 +37,7 @@ def kernel(
     index,
     images,
     channels,
+    out_channels,
     height,
     width,
     out_height,
@@ -57,7 +58,7 @@ def kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """INDEX: "none", "u8" or "i64"."""
+    """INDEX: "none", "u8" or "i64". out_channels: of the buffer y is a slice of; the index is dense."""
     tiles_n = tl.cdiv(channels, BLOCK_N)
     block = tl.program_id(0)
     pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -83,9 +84,10 @@ def kernel(
             take = inside & ((place < 0) | (value > best) | (value != value))
             best = tl.where(take, value, best)
             place = tl.where(take, number, place)
-    places = offsets(image, p, q, channel, out_height, out_width, channels, CHANNELS_LAST)
-    tl.store(y + places, narrow(best, y.dtype.element_ty), mask=all_inside)
+    results = offsets(image, p, q, channel, out_height, out_width, out_channels, CHANNELS_LAST)
+    tl.store(y + results, narrow(best, y.dtype.element_ty), mask=all_inside)
     if INDEX != "none":
+        places = offsets(image, p, q, channel, out_height, out_width, channels, CHANNELS_LAST)
         # A window without any element has no place; its index must still be one.
         tl.store(index + places, tl.maximum(place, 0).to(index.dtype.element_ty), mask=all_inside)
 
@@ -101,4 +103,6 @@ def plan(
     """The result, and the start that writes it and ``index``."""
     y = written(problem, x, (problem.n, problem.c, problem.h.out, problem.w.out), out)
     tensors = {"x": x, "y": y, "index": y if index is None else index}  # without one nobody reads the pointer
-    return y, [pool_launch(problem, kernel, tensors, False, INDEX="none" if index is None else problem.index)]
+    return y if out is None else out, [
+        pool_launch(problem, kernel, tensors, False, INDEX="none" if index is None else problem.index)
+    ]

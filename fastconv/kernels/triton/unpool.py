@@ -25,6 +25,8 @@ ELEMENTS = 1024  # of a gathering block
 
 
 def refuses(problem: Problem) -> str | None:
+    if problem.out_channels:
+        return f"It writes dense results, not {problem.c} of a buffer's {problem.out_channels} channels."
     return too_large(problem)
 
 

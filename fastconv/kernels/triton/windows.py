@@ -86,6 +86,8 @@ def divisor(
 
 def refuses(problem: Problem) -> str | None:
     """What every pool refuses."""
+    if problem.out_channels and problem.pass_ == "dgrad":
+        return f"It writes dense gradients, not {problem.c} of a buffer's {problem.out_channels} channels."
     for axis in (problem.h, problem.w):
         if is_adaptive(problem) and (axis.size + axis.out) * max(axis.size, axis.out) > MOST_BLOCKS:
             return f"It places adaptive windows with 32 bits: {axis.size} positions into {axis.out} are too many."
@@ -125,6 +127,7 @@ def pool_launch(
     arguments = {
         **tensors,
         "channels": problem.c,
+        "out_channels": problem.out_channels or problem.c,
         **window_arguments(problem),
         **slots(problem, backward),
         "ADAPTIVE": is_adaptive(problem),

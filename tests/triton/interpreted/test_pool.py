@@ -30,6 +30,10 @@ CORNERS = (
     "avgpool2d_n2c3h7w9_r3s2_u2x1_p1_f32nchw_ceil_nopad",
     "adaptiveavg2d_n2c20h5w7_o1x1_bf16nhwc",
     "unpool2d_n2c35h3w5_o7x8_f16nchw_indexi64",
+    "maxpool2d_n2c5h9w8_r3s2_u2x1_p1x0_f32nhwc_indexu8_out2of9",
+    "adaptivemax2d_n2c3h5w7_o4x3_bf16nchw_indexi64_out3of7",
+    "avgpool2d_n2c18h7w6_r3s2_u2x1_f16nhwc_out1of20",
+    "adaptiveavg2d_n2c3h5w7_o4x3_f32nchw_out0of4",
 )
 
 
@@ -57,7 +61,8 @@ def sample(kernel) -> list[Problem]:
         if kernel.computes(problem) and kernel.refuses(problem) is None and is_small(problem, MAX_PIXELS, MAX_TAPS):
             found.append(problem)
     random.Random(kernel.name).shuffle(found)
-    return [problem for problem in corners if kernel.computes(problem)] + found[:PROBLEMS]
+    taken = [problem for problem in corners if kernel.computes(problem) and kernel.refuses(problem) is None]
+    return taken + found[:PROBLEMS]
 
 
 def check(kernel, problem: Problem, number: int) -> None:
