@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed")
 
 FOLDER = Path(__file__).parent / "interpreted"
 NOTHING_RAN = 5  # pytest's exit status when it collected no test

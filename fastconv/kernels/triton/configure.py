@@ -25,6 +25,8 @@ DEPTHS = (16, 32, 64)  # of a tile
 # Values of a thread above which ptxas 12.8 spilled, for sm_80 to sm_100; numbered depths have an address for each.
 MOST_LIVE, MOST_LIVE_NUMBERED = 128, 96
 FMAS, SHARED_VALUES = 128, 32  # float products, and values from shared memory, a cycle and multiprocessor
+SUMS_OF_FOUR_WARPS = 128 * 64  # of a tile: larger ones are computed by eight
+LEAST_STEPS = 8  # of a filter gradient's piece: a shorter one spends its time on starting and storing
 PARTIALS = 64 << 20  # bytes that the partial sums of a filter gradient may take
 
 
@@ -89,6 +91,7 @@ def power(value: int) -> int:
 
 
 def cdiv(a: int, b: int) -> int:
+    """The quotient, rounded up."""
     return -(-a // b)
 
 
@@ -116,7 +119,7 @@ def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: 
         return
     least_rows = WARPGROUP_ROWS if architecture >= 90 else LEAST * 2
     for rows, columns, depth, stages in product((32, 64, 128), (16, 32, 64, 128, 256), DEPTHS, (2, 3, 4)):
-        warps = 8 if rows * columns > 128 * 64 else 4
+        warps = 8 if rows * columns > SUMS_OF_FOUR_WARPS else 4
         tile = Tile(rows, columns, depth, warps, stages)
         wide = columns > max(LEAST, n) or depth > max(LEAST, k)
         if rows < least_rows or wide or shared_bytes(tile, dtype) > chip.shared:
@@ -177,7 +180,7 @@ def splits(tile: Tile, m: int, n: int, k: int, architecture: int) -> int:
     wanted = cdiv(2 * machine(architecture).multiprocessors, blocks)
     steps = cdiv(power(k), tile.k)
     room = max(1, PARTIALS // (4 * power(m) * power(n)))
-    least_steps = 1 if _forced else 8  # a piece shorter than that spends its time on starting and storing
+    least_steps = 1 if _forced else LEAST_STEPS
     return _floor_power(max(1, min(wanted, steps // least_steps, room)))
 
 

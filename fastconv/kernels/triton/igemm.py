@@ -54,7 +54,7 @@ def accumulate(
     column_offsets: [BLOCK_N], of the filter's columns. EVEN: channels are a multiple of BLOCK_K.
     """
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    images = image.to(tl.int64)
+    lines = image.to(tl.int64)[:, None]
     blocks = tl.cdiv(channels, BLOCK_K)
     depth = taps_r * taps_s * channels
     steps = tl.cdiv(depth, BLOCK_K) if FLAT else taps_r * taps_s * blocks
@@ -74,11 +74,9 @@ def accumulate(
         if FLAT:
             y = row[:, None] + (t * ROW_STEP)[None, :]
             x = column[:, None] + (u * COLUMN_STEP)[None, :]
-            lines = images[:, None]
         else:
             y = (row + t * ROW_STEP)[:, None]
             x = (column + u * COLUMN_STEP)[:, None]
-            lines = images[:, None]
         inside = pixel_inside[:, None] & (y >= 0) & (y < height) & (x >= 0) & (x < width)
         if FLAT or not EVEN:
             source_inside = inside & k_inside[None, :]

@@ -23,7 +23,7 @@ WARPS = 4
 ELEMENTS = 2048  # of a block
 CHANNELS = 64  # of a block that merges pieces
 LEAST_STEPS = 4  # tiles in a piece
-VALUES = 3  # of a piece and channel: count, mean, sum of squared deviations
+VALUES = tl.constexpr(3)  # of a piece and channel: count, mean, sum of squared deviations
 EPS = 1e-5  # where a caller gives none
 
 
@@ -44,7 +44,7 @@ def statistics(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """partial: [pieces, 3, channels] of count, mean and sum of squared deviations."""
+    """partial: [pieces, VALUES, channels] of count, mean and sum of squared deviations."""
     channel = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_inside = channel < channels
     pixels = images * height * width
@@ -67,7 +67,7 @@ def statistics(
         squares += tl.sum(deviation * deviation, axis=0) + apart * apart * (count * here / together)
         mean += apart * (here / together)
         count += here
-    row = tl.program_id(1).to(tl.int64) * 3 * channels + channel
+    row = tl.program_id(1).to(tl.int64) * VALUES * channels + channel
     tl.store(partial + row, count, mask=channel_inside)
     tl.store(partial + row + channels, mean, mask=channel_inside)
     tl.store(partial + row + 2 * tl.cast(channels, tl.int64), squares, mask=channel_inside)
@@ -82,7 +82,7 @@ def merge(partial, stats, channels, pieces, BLOCK_N: tl.constexpr):
     mean = tl.zeros((BLOCK_N,), dtype=tl.float64)
     squares = tl.zeros((BLOCK_N,), dtype=tl.float64)
     for piece in range(pieces):
-        row = partial + tl.cast(piece, tl.int64) * 3 * channels + channel
+        row = partial + tl.cast(piece, tl.int64) * VALUES * channels + channel
         here = tl.load(row, mask=inside, other=0.0).to(tl.float64)
         own = tl.load(row + channels, mask=inside, other=0.0).to(tl.float64)
         together = tl.maximum(count + here, 1.0)
@@ -191,7 +191,7 @@ def plan(
     starts = []
     if problem.training:
         steps, pieces = pieces_of(problem, tile, architecture or architecture_of(x))
-        partial = torch.empty(pieces, VALUES, problem.c, dtype=torch.float32, device=x.device)
+        partial = torch.empty(pieces, VALUES.value, problem.c, dtype=torch.float32, device=x.device)
         taken = {"x": x, "partial": partial, "piece_steps": steps, **sizes(problem, tile)}
         merged = {"partial": partial, "stats": stats, "channels": problem.c, "pieces": pieces, "BLOCK_N": CHANNELS}
         starts.append(Launch(statistics, (configure.cdiv(problem.c, tile.n), pieces), taken, WARPS))

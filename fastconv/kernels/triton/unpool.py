@@ -48,7 +48,7 @@ def scatter(x, index, y, channels, inputs, outputs, CHANNELS_LAST: tl.constexpr,
     nothing = narrow(tl.zeros((BLOCK_N,), dtype=tl.float32), y.dtype.element_ty)
     for o in range(outputs):
         tl.store(y + first_out + o * step, nothing, mask=inside)
-    tl.debug_barrier()
+    tl.debug_barrier()  # the compiler may give a plane's two kinds of stores to different lanes
     for i in range(inputs):
         value = tl.load(x + first_in + i * step, mask=inside, other=0.0)
         place = tl.load(index + first_in + i * step, mask=inside, other=-1)
