@@ -30,6 +30,7 @@ DEFAULTS = {
         "n32c256h14w18_k256r3s3_u2_p1_f16nhwc",
         "n32c3h224w226_k64r7s7_u2_p3_f16nhwc_bias_relu",
         "n32c64h56w54_k64r3s3_p1_tf32nhwc",
+        "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc",
         "n8c64h28w30_k64r3s3_p1_f32nchw_bias_silu",
         "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc",
     ),
@@ -37,6 +38,7 @@ DEFAULTS = {
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
         "n32c128h56w54_k128r3s3_u2_p1_f16nhwc_dgrad",
         "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
+        "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc_dgrad",
         "n8c64h28w30_k64r3s3_u2_p1_f32nhwc_dgrad",
     ),
     "conv2d/wgrad_splitk_triton": (

@@ -22,8 +22,9 @@ LEAST = 16  # rows, columns and depth of the smallest matrix instruction Triton 
 WARPGROUP_ROWS = 64  # rows of a wgmma instruction
 MMA_RATE = 0.6  # of the matrix rate, on Hopper and later, without wgmma (mma.sync alone)
 DEPTHS = (16, 32, 64)  # of a tile
-# Values of a thread above which ptxas 12.8 spilled, for sm_80 to sm_100; numbered depths have an address for each.
-MOST_LIVE, MOST_LIVE_NUMBERED = 128, 96
+# Values of a thread above which ptxas 12.8 spilled sums or addresses, for sm_80 to sm_100 (compiled ahead, 2026-11);
+# numbered depths have an address for each. A few kernels below still keep 8 or 16 bytes, masks, outside their loops.
+MOST_LIVE, MOST_LIVE_NUMBERED = 128, 64
 FMAS, SHARED_VALUES = 128, 32  # float products, and values from shared memory, a cycle and multiprocessor
 SUMS_OF_FOUR_WARPS = 128 * 64  # of a tile: larger ones are computed by eight
 LEAST_STEPS = 8  # of a filter gradient's piece: a shorter one spends its time on starting and storing
