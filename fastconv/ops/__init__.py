@@ -3,5 +3,6 @@ registered by the extension (csrc/bindings), because a Python autograd layer wou
 """
 
 from fastconv.ops import conv2d as conv2d
+from fastconv.ops import flops as flops
 from fastconv.ops import norm as norm
 from fastconv.ops import pool2d as pool2d

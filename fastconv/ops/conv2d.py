@@ -1,4 +1,4 @@
-"""fastconv::conv2d, conv2d_act, conv2d_dgrad, conv2d_wgrad: shapes for tracing, FLOPs for counting."""
+"""fastconv::conv2d, conv2d_act, conv2d_dgrad, conv2d_wgrad: shapes for tracing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import dispatch as dispatch  # installs the planner the operators ask
 
@@ -69,23 +68,3 @@ def _(dy, weight, bias, input_size, stride, padding, dilation, groups, channels_
 @torch.library.register_fake("fastconv::conv2d_wgrad")
 def _(dy, x, kernel_size, stride, padding, dilation, groups, channels_last):
     return _empty(dy, [dy.shape[1], x.shape[1] // groups, *kernel_size], channels_last)
-
-
-def _flops(y_shape: Sequence[int], channels_per_group: int, window: Sequence[int]) -> int:
-    n, k, p, q = y_shape
-    return 2 * n * k * p * q * channels_per_group * window[0] * window[1]
-
-
-@register_flop_formula([torch.ops.fastconv.conv2d, torch.ops.fastconv.conv2d_act])
-def _(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    return _flops(out_shape, w_shape[1], w_shape[2:])
-
-
-@register_flop_formula(torch.ops.fastconv.conv2d_dgrad)
-def _(dy_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    return _flops(dy_shape, w_shape[1], w_shape[2:])
-
-
-@register_flop_formula(torch.ops.fastconv.conv2d_wgrad)
-def _(dy_shape, x_shape, *args, out_shape=None, **kwargs) -> int:
-    return _flops(dy_shape, out_shape[1], out_shape[2:])

@@ -14,7 +14,7 @@ WIDTH, CHANNELS = 512, 16
 KERNELS = [
     k
     for k in registry.kernels()
-    if k.op == "conv2d" and k.algorithm in ("igemm", "phases", "stem") and k.pass_ != "wgrad"
+    if k.op == "conv2d" and k.algorithm in ("igemm", "phases", "stem") and k.pass_ != "wgrad" and "cpu" in k.devices
 ]
 
 

@@ -1,0 +1,129 @@
+"""What the kernels share: numbers of both widths, pixels, phases of a stride, and the epilogue.
+
+Interpreted, bfloat16 lies in 16-bit integers: Triton's interpreter multiplies those as integers and cuts off where the
+chip rounds. ``widen`` and ``narrow`` do both by bits there, and are one instruction on the chip.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+HALF_SQRT2 = tl.constexpr(0.7071067811865476)
+SIX = tl.constexpr(6.0)
+THREE = tl.constexpr(3.0)
+BFLOAT_SHIFT = tl.constexpr(16)
+BFLOAT_HALF = tl.constexpr(0x7FFF)
+BFLOAT_NAN = tl.constexpr(0x7FC0)
+
+
+@triton.jit
+def widen(x):
+    """Any storage type as float, exactly."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        bits = x.to(tl.uint16, bitcast=True).to(tl.uint32) << BFLOAT_SHIFT
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, TYPE: tl.constexpr):
+    """Float in a storage type, rounded to nearest, ties to even."""
+    if INTERPRETED and tl.bfloat16 == TYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + BFLOAT_HALF + ((bits >> BFLOAT_SHIFT) & 1)) >> BFLOAT_SHIFT
+        rounded = tl.where(x != x, BFLOAT_NAN, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(TYPE)
+
+
+@triton.jit
+def product(a, b, sums, PRECISION: tl.constexpr):
+    """sums + a · b in float, by matrix instructions where the type has them."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(widen(a), widen(b), sums, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def image_row_column(pixel, height, width):
+    """Pixel numbers of a batch of maps as image, row and column."""
+    line = pixel // width
+    return line // height, line % height, pixel % width
+
+
+@triton.jit
+def offsets(image, row, column, channel, height, width, channels, CHANNELS_LAST: tl.constexpr):
+    """64-bit offsets of elements in a dense tensor of ``channels``; pixels and channels broadcast."""
+    if CHANNELS_LAST:
+        return ((image.to(tl.int64) * height + row) * width + column) * channels + channel
+    else:
+        plane = image.to(tl.int64) * channels + channel
+        return (plane * height + row) * width + column
+
+
+@triton.jit
+def phase_taps(phase, pad, WINDOW: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, GCD: tl.constexpr):
+    """The taps of a strided window that reach the input positions ``phase``, phase + STRIDE, ...: first, count, origin.
+
+    Tap first + t · (STRIDE / GCD) of input position phase + STRIDE · i stands at output position
+    origin + i - t · (DILATION / GCD). GCD: the greatest common divisor of STRIDE and DILATION.
+    """
+    STEP: tl.constexpr = STRIDE // GCD
+    first = tl.cast(WINDOW, tl.int32)
+    for r in tl.static_range(STEP):
+        hit = (phase + pad + WINDOW * STRIDE * DILATION - r * DILATION) % STRIDE == 0
+        first = tl.where(hit, r, first)
+    count = (WINDOW - first + STEP - 1) // STEP
+    # Exact where there is a tap; rounded somehow, and never used, where there is none.
+    origin = (phase + pad - first * DILATION) // STRIDE
+    return first, count, origin
+
+
+@triton.jit
+def activate(x, alpha, ACTIVATION: tl.constexpr):
+    """The problem's activation in float; NaN stays NaN."""
+    if ACTIVATION == "relu":
+        return tl.where(x < 0, 0.0, x)
+    elif ACTIVATION == "relu6":
+        return tl.where(x < 0, 0.0, tl.where(x > SIX, SIX, x))
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(x > 0, x, x * alpha)
+    elif ACTIVATION == "silu":
+        return x / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "hardswish":
+        shifted = x + THREE
+        return x * tl.where(shifted < 0, 0.0, tl.where(shifted > SIX, SIX, shifted)) / SIX
+    elif ACTIVATION == "sigmoid":
+        return 1.0 / (1.0 + tl.exp(-x))
+    elif ACTIVATION == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * HALF_SQRT2))
+    else:
+        return x
+
+
+@triton.jit
+def finish(
+    sums,
+    out,
+    bias,
+    residual,
+    out_offsets,
+    residual_offsets,
+    channel,
+    inside,
+    channel_inside,
+    alpha,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """The epilogue of a tile [pixels, channels]: bias, residual and activation in float, one rounding at the store."""
+    if BIAS:
+        sums += widen(tl.load(bias + channel, mask=channel_inside, other=0.0))[None, :]
+    if RESIDUAL:
+        sums += widen(tl.load(residual + residual_offsets, mask=inside, other=0.0))
+    y = activate(sums, alpha, ACTIVATION)
+    tl.store(out + out_offsets, narrow(y, out.dtype.element_ty), mask=inside)

@@ -1,0 +1,168 @@
+"""conv2d fprop as an implicit matrix product: y[N·P·Q, K] = x[N·P·Q, R·S·C] · w[R·S·C, K].
+
+A block computes BLOCK_M pixels x BLOCK_N filters of one group; blocks that share pixels follow each other, so that x
+comes from the second-level cache for all but the first. Bytes: x once for every ceil(K / BLOCK_N) from there, w once
+for every block of pixels, y once, with bias, residual and activation applied on the way and an optional channel slice
+as target. Every stride, dilation, padding and group size; both layouts; float exact, tf32, f16, bf16.
+
+It loses where K / groups is below 16 (columns are padded to 16: depthwise has kernels of its own), for C = 3 (no
+vectors) and in NCHW (rows of pixels lie across the vectors of the product). It has not run on a GPU yet: it is
+interpreted and compiled ahead of time.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastconv.kernels.triton import configure
+from fastconv.kernels.triton.common import finish, image_row_column, offsets
+from fastconv.kernels.triton.igemm import accumulate
+from fastconv.kernels.triton.launch import (
+    SIZES,
+    Launch,
+    architecture_of,
+    epilogue_arguments,
+    filter_strides,
+    matrix_arguments,
+    too_large,
+    window_arguments,
+    written,
+)
+from fastconv.problem import Problem
+
+
+def refuses(problem: Problem) -> str | None:
+    return too_large(problem)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def kernel(
+    x,
+    w,
+    bias,
+    residual,
+    out,
+    images,
+    height,
+    width,
+    out_height,
+    out_width,
+    groups,
+    channels,
+    filters,
+    out_channels,
+    pad_h,
+    pad_w,
+    w_k,
+    w_c,
+    w_r,
+    w_s,
+    alpha,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FLAT: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """channels, filters: of one group."""
+    tiles_n = tl.cdiv(filters, BLOCK_N)
+    block = tl.program_id(0)
+    group = block % (tiles_n * groups) // tiles_n
+    pixel = block // (tiles_n * groups) * BLOCK_M + tl.arange(0, BLOCK_M)
+    filter = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel_inside = pixel < images * out_height * out_width
+    filter_inside = filter < filters
+    image, p, q = image_row_column(pixel, out_height, out_width)
+    channel = group * filters + filter
+    sums = accumulate(
+        x,
+        w,
+        image,
+        p * STRIDE_H - pad_h,
+        q * STRIDE_W - pad_w,
+        pixel_inside,
+        height,
+        width,
+        channels * groups,
+        group * channels,
+        channels,
+        channel.to(tl.int64) * w_k,
+        filter_inside,
+        w_c,
+        w_r,
+        w_s,
+        0,
+        0,
+        R,
+        S,
+        DILATION_H,
+        DILATION_W,
+        1,
+        1,
+        CHANNELS_LAST,
+        FLAT,
+        EVEN,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    rows, lines, columns, filters_of_all = image[:, None], p[:, None], q[:, None], channel[None, :]
+    finish(
+        sums,
+        out,
+        bias,
+        residual,
+        offsets(rows, lines, columns, filters_of_all, out_height, out_width, out_channels, CHANNELS_LAST),
+        offsets(rows, lines, columns, filters_of_all, out_height, out_width, filters * groups, CHANNELS_LAST),
+        channel,
+        pixel_inside[:, None] & filter_inside[None, :],
+        filter_inside,
+        alpha,
+        BIAS,
+        RESIDUAL,
+        ACTIVATION,
+    )
+
+
+def plan(
+    problem: Problem,
+    *,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    architecture: int | None = None,
+) -> tuple[Tensor, list[Launch]]:
+    """The result, and the start that writes it."""
+    h, v = problem.h, problem.w
+    y = written(problem, x, (problem.n, problem.k, h.out, v.out), out)
+    channels, filters = problem.c // problem.groups, problem.k // problem.groups
+    pixels, depth = problem.n * h.out * v.out, channels * h.window * v.window
+    architecture = architecture or architecture_of(x)
+    tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture, channels)
+    grid = (configure.cdiv(pixels, tile.m) * configure.cdiv(filters, tile.n) * problem.groups,)
+    arguments = {
+        "x": x,
+        "w": w,
+        "groups": problem.groups,
+        "channels": channels,
+        "filters": filters,
+        **filter_strides(w),
+        **window_arguments(problem),
+        **epilogue_arguments(problem, y, problem.k, bias, residual),
+        **matrix_arguments(problem, channels, tile),
+    }
+    return y if out is None else out, [Launch(kernel, grid, arguments, tile.warps, tile.stages)]

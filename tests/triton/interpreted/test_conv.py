@@ -1,0 +1,145 @@
+"""Every Triton convolution kernel against the float64 reference, by the check the C++ kernels take: guarded buffers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from fastconv.kernels import triton as rows
+from fastconv.kernels.triton import configure
+from fastconv.problem import Problem
+from fastconv.testing import corpus, fuzz, inputs
+from fastconv.testing.check import check_conv, run_guarded
+
+from .tiles import small_tile
+
+KERNELS = [row for row in rows.rows() if row.op == "conv2d"]
+DTYPES = ("f32", "f16", "bf16")
+PLAIN = {"bias": False, "residual": False, "activation": "none", "alpha": 0.0, "out_channels": 0, "out_offset": 0}
+PROBLEMS = 10  # of the edge corpus, of each kernel in the ordinary run
+RANDOM = 100  # of each kernel in the full run
+MAX_FLOPS, MAX_PIXELS = 3e5, 500  # of the ordinary run
+FULL_FLOPS = 1.5e6
+
+# What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
+# shares a divisor with the stride, several groups, few channels and many, padding on one side, a slice, a multiplier.
+CORNERS = (
+    "n2c5h7w9_k6r3s2_u2x3_p1x0_f32nhwc",
+    "n1c3h9w8_k17r4s3_u3x2_p0:2x1:0_f16nchw_bias_relu",
+    "n1c20h5w7_k18r3s2_p2x1_d2x1_u2x1_f32nhwc",
+    "n2c12h6w5_k8r2s3_p1_g4_bf16nhwc_bias_silu",
+    "n1c33h4w5_k35r1s3_p0x1_f32nchw_bias_res_gelu",
+    "n1c6h2w3_k5r3s2_u4x5_p1_f32nhwc",
+    "n1c7h6w5_k14r3s2_u2x1_p1_g7_f32nhwc_bias_res_hardswish",
+    "n2c5h7w6_k5r4s3_u2x3_p2x1_d2x3_g5_f16nhwc_leakyrelu0.1",
+    "n1c18h5w6_k18r5s3_p2x1_g18_bf16nchw_relu6",
+    "n2c17h5w6_k19r1s1_f16nhwc_bias_res_relu",
+    "n1c16h5w4_k20r1s1_u2x3_f32nchw_sigmoid",
+    "n1c18h5w4_k20r1s1_f32nhwc_bias_out3of29",
+    "n1c5h6w7_k6r3s2_p1_f16nchw_out2of9",
+)
+
+
+def of_pass(problem: Problem, pass_: str) -> Problem:
+    """The problem with another pass, without what that pass has not."""
+    if pass_ == "wgrad":
+        return problem.replace(pass_=pass_, **PLAIN)
+    if pass_ == "dgrad" and problem.out_channels:
+        return problem.replace(pass_=pass_, out_channels=problem.c + problem.out_offset + 5)
+    return problem.replace(pass_=pass_)
+
+
+def is_small(problem: Problem) -> bool:
+    pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
+    return problem.flops <= MAX_FLOPS and pixels <= MAX_PIXELS
+
+
+def variants(base: Problem, number: int) -> Problem:
+    """One of the six pairs of dtype and layout."""
+    return base.replace(dtype=DTYPES[number % 3], layout=("nhwc", "nchw")[number // 3 % 2])
+
+
+def sample(kernel) -> list[Problem]:
+    """Corners and a part of the edge corpus that the kernel takes, the same in every run."""
+    corners = [of_pass(Problem(text), kernel.pass_) for text in CORNERS]
+    edges = [
+        variants(of_pass(base, kernel.pass_), i) for i, base in enumerate(corpus.load("edge_conv")) if is_small(base)
+    ]
+    random.Random(kernel.name).shuffle(edges)
+    taken = [problem for problem in edges if kernel.refuses(problem) is None]
+    return [problem for problem in corners if kernel.refuses(problem) is None] + taken[:PROBLEMS]
+
+
+def check(kernel, problem: Problem, number: int, integer: bool) -> None:
+    """One check with a small tile; its message names everything that repeats it."""
+    tile = small_tile(problem, number)
+    try:
+        with configure.forced(tile):
+            check_conv(
+                kernel,
+                problem,
+                seed=number,
+                integer=integer,
+                offset=number % 16,
+                weight_channels_last=bool(number % 2),
+                weight_gap=(0, 0, 1)[number % 3],
+            )
+    except AssertionError as error:
+        raise AssertionError(f"{kernel.name} on {problem}, {tile}, number={number}, {integer=}: {error}") from None
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_kernel_agrees_with_the_oracle(kernel):
+    """Equality on integers; on every fourth problem the bound on real values."""
+    problems = sample(kernel)
+    assert len(problems) >= PROBLEMS
+    for i, problem in enumerate(problems):
+        check(kernel, problem, i, integer=i % 4 != 3)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_default_tiles_agree_too(kernel):
+    """The tiles the model picks, on a problem that does not fill one."""
+    problem = next(p for p in sample(kernel) if p.dtype == "f16")
+    check_conv(kernel, problem.replace(dtype="f32"))
+    check_conv(kernel, problem, integer=False)
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
+def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
+    """Several pieces give the exact sum on integers and the same bits twice on real values."""
+    groups = 6 if "depthwise" in kernel.name else 1
+    problem = Problem(f"n3c6h9w8_k6r3s2_p1_g{groups}_f32nhwc_wgrad")
+    tile = configure.Tile(16, 16, 16)
+    operands = inputs.make(problem, 0, integer=False)
+    with configure.forced(tile):
+        first = rows.load(rows.file_of(kernel)).plan(problem, **operands.named(problem))[1][0]
+        assert first.grid[1] > 1
+        check_conv(kernel, problem)
+        assert torch.equal(run_guarded(kernel, problem, operands), run_guarded(kernel, problem, operands))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_random_problems(kernel):
+    rng, found = random.Random(kernel.name), 0
+    while found < RANDOM:
+        problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_)
+        pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
+        if kernel.refuses(problem) is None and pixels <= 4 * MAX_PIXELS:
+            check(kernel, problem, found, integer=found % 4 != 3)
+            found += 1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_edge_corpus(kernel):
+    for i, base in enumerate(corpus.load("edge_conv")):
+        if base.flops > FULL_FLOPS or base.n * base.h.size * base.w.size > 8 * MAX_PIXELS:
+            continue
+        for layout in ("nhwc", "nchw"):
+            problem = of_pass(base.replace(dtype=DTYPES[i % 3], layout=layout), kernel.pass_)
+            if kernel.refuses(problem) is None:
+                check(kernel, problem, i, integer=bool(i % 2))

@@ -1,0 +1,68 @@
+"""Every Triton batch norm against the float64 reference, by the check the C++ kernels take: guarded buffers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fastconv.kernels import triton as rows
+from fastconv.kernels.triton import configure
+from fastconv.problem import Problem
+from fastconv.testing import corpus, fuzz_norm
+from fastconv.testing.check_norm import check_norm
+from fastconv.testing.norm_case import KINDS
+
+from .tiles import small_tile
+
+KERNELS = [row for row in rows.rows() if row.op == "batchnorm2d"]
+DTYPES = ("f32", "f16", "bf16")
+PROBLEMS = 8  # of each kernel in the ordinary run
+RANDOM = 100  # of each kernel in the full run
+MAX_ELEMENTS = 20_000
+
+
+def variants(kernel) -> list[Problem]:
+    """A part of the edge corpus that the kernel takes, the same in every run."""
+    found = []
+    for i, base in enumerate(corpus.load("edge_norm")):
+        changes = {"pass_": kernel.pass_, "dtype": DTYPES[i % 3], "layout": ("nhwc", "nchw")[i // 3 % 2]}
+        if kernel.pass_ != "fprop":
+            changes |= {"residual": False, "activation": "none", "alpha": 0.0}
+        problem = base.replace(**changes)
+        small = problem.n * problem.c * problem.h.size * problem.w.size <= MAX_ELEMENTS
+        if small and kernel.computes(problem) and kernel.refuses(problem) is None:
+            found.append(problem)
+    random.Random(kernel.name).shuffle(found)
+    return found[:PROBLEMS]
+
+
+def check(kernel, problem: Problem, number: int) -> None:
+    """One check with a small tile; its message names everything that repeats it."""
+    tile, kind, affine = small_tile(problem, number), KINDS[number % 3], bool(number % 4)
+    try:
+        with configure.forced(tile):
+            check_norm(kernel, problem, kind=kind, seed=number, offset=number % 16, affine=affine)
+    except AssertionError as error:
+        raise AssertionError(f"{kernel.name} on {problem}, {tile}, {number=}, {kind}: {error}") from None
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_kernel_agrees_with_the_oracle(kernel):
+    """In inference and in training, with large means too."""
+    problems = variants(kernel)
+    assert problems
+    for i, problem in enumerate(problems):
+        for training in (False, True):
+            check(kernel, problem.replace(training=training), i)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_random_problems(kernel):
+    rng, found = random.Random(kernel.name), 0
+    while found < RANDOM:
+        problem = fuzz_norm.random_problem(rng, kernel.pass_)
+        if kernel.refuses(problem) is None and problem.n * problem.c * problem.h.size * problem.w.size <= MAX_ELEMENTS:
+            check(kernel, problem, found)
+            found += 1

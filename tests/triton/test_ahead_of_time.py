@@ -1,0 +1,182 @@
+"""Every Triton kernel, compiled for three architectures without a GPU, in the tiles its model picks: no spills, shared
+memory that the architecture has, the matrix instructions its arithmetic needs.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from fastconv.kernels import triton as rows  # noqa: E402
+from fastconv.kernels.triton import configure  # noqa: E402
+from fastconv.problem import Problem  # noqa: E402
+from fastconv.testing import inputs  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+INDEX = {"u8": torch.uint8, "i64": torch.int64}
+MOST_REGISTERS = 255  # of a thread
+
+# Kernel -> problems that reach each of its default code paths: dtypes, layouts, few channels, strides, epilogues.
+DEFAULTS = {
+    "conv2d/fprop_igemm_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_bias_res_relu",
+        "n32c256h14w18_k256r3s3_u2_p1_f16nhwc",
+        "n32c3h224w226_k64r7s7_u2_p3_f16nhwc_bias_relu",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc",
+        "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc",
+        "n8c64h28w30_k64r3s3_p1_f32nchw_bias_silu",
+        "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc",
+    ),
+    "conv2d/dgrad_igemm_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
+        "n32c128h56w54_k128r3s3_u2_p1_f16nhwc_dgrad",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
+        "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc_dgrad",
+        "n8c64h28w30_k64r3s3_u2_p1_f32nhwc_dgrad",
+    ),
+    "conv2d/wgrad_splitk_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_wgrad",
+        "n32c256h14w18_k256r3s3_u2_p1_f16nhwc_wgrad",
+        "n8c64h28w30_k64r3s3_p1_tf32nhwc_wgrad",
+        "n8c64h28w30_k64r3s3_p1_f32nhwc_wgrad",
+    ),
+    "conv2d/fprop_gemm1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_bias_relu",
+        "n32c256h28w30_k512r1s1_u2_f16nhwc_bias_res_relu",
+        "n8c64h28w30_k256r1s1_f32nchw",
+    ),
+    "conv2d/dgrad_gemm1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
+        "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
+    ),
+    "conv2d/fprop_depthwise_triton": (
+        "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
+        "n8c96h28w30_k96r7s7_p3_g96_f32nchw",
+    ),
+    "conv2d/dgrad_depthwise_triton": ("n32c144h56w54_k144r3s3_u2_p1_g144_bf16nhwc_dgrad",),
+    "conv2d/wgrad_depthwise_triton": ("n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_wgrad",),
+    "maxpool2d/fprop_window_triton": ("maxpool2d_n32c64h112w110_r3s3_u2_p1_bf16nhwc_indexu8",),
+    "maxpool2d/dgrad_window_triton": (
+        "maxpool2d_n32c64h112w110_r3s3_u2_p1_bf16nhwc_dgrad_indexu8",
+        "maxpool2d_n32c64h112w110_r3s3_u2_p1_f16nhwc_dgrad_indexi64",
+    ),
+    "adaptivemax2d/fprop_window_triton": ("adaptivemax2d_n8c64h13w17_o5x7_f32nhwc_indexi64",),
+    "adaptivemax2d/dgrad_window_triton": ("adaptivemax2d_n8c64h13w17_o5x7_f32nhwc_dgrad_indexi64",),
+    "avgpool2d/fprop_window_triton": ("avgpool2d_n32c64h28w30_r3s3_u2_p1_f16nhwc",),
+    "avgpool2d/dgrad_window_triton": ("avgpool2d_n32c64h28w30_r3s3_u2_p1_f32nchw_dgrad",),
+    "adaptiveavg2d/fprop_window_triton": ("adaptiveavg2d_n32c512h7w9_o1x1_bf16nhwc",),
+    "adaptiveavg2d/dgrad_window_triton": ("adaptiveavg2d_n32c512h7w9_o1x1_bf16nhwc_dgrad",),
+    "unpool2d/fprop_direct_triton": ("unpool2d_n8c64h14w16_o28x32_f32nhwc_indexi64",),
+    "unpool2d/dgrad_direct_triton": ("unpool2d_n8c64h14w16_o28x32_f32nhwc_dgrad_indexi64",),
+    "batchnorm2d/fprop_direct_triton": (
+        "batchnorm2d_n32c64h56w54_bf16nhwc_train_res_relu",
+        "batchnorm2d_n32c64h56w54_f32nchw_relu",
+    ),
+    "batchnorm2d/dgrad_direct_triton": ("batchnorm2d_n32c64h56w54_bf16nhwc_train_dgrad",),
+    "batchnorm2d/wgrad_direct_triton": ("batchnorm2d_n32c64h56w54_f32nchw_train_wgrad",),
+}
+CASES = [(name, text) for name, problems in DEFAULTS.items() for text in problems]
+
+
+def operands(problem: Problem) -> dict[str, torch.Tensor]:
+    """Tensors without storage; filters are channels_last, as in a channels_last model."""
+    shapes, format = inputs.shapes(problem), inputs.memory_format(problem)
+
+    def tensor(name: str, dtype: torch.dtype = inputs.DTYPES[problem.dtype]) -> torch.Tensor:
+        layout = torch.channels_last if name == "w" else format
+        return torch.empty(shapes[name], dtype=dtype, device="meta").contiguous(memory_format=layout)
+
+    if problem.is_norm:
+        names = ("x", "residual") if problem.residual else ("x",) if problem.pass_ == "fprop" else ("x", "y")
+        tensors = {name: tensor("x") for name in names}
+        given = ("w", "bias", "mean", "variance") if problem.pass_ == "fprop" else ("mean", "variance")
+        tensors |= {name: torch.empty(problem.c, device="meta") for name in given}
+        return tensors | ({} if problem.pass_ == "wgrad" else {"stats": torch.empty(2, problem.c, device="meta")})
+    if problem.is_conv:
+        tensors = {name: tensor(name) for name in inputs.operand_names(problem)}
+        if problem.bias:
+            tensors["bias"] = torch.empty(shapes[inputs.written(problem)][1], dtype=tensor("x").dtype, device="meta")
+        if problem.residual:
+            tensors["residual"] = tensor(inputs.written(problem))
+        return tensors
+    tensors = {"x": tensor("x")} if problem.pass_ == "fprop" else {"y": tensor("y")}
+    if problem.index != "none":
+        tensors["index"] = tensor("x" if problem.op == "unpool2d" else "y", INDEX[problem.index])
+    return tensors
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one compiled kernel. registers: of a thread. spilled: bytes of stack and local memory. shared: bytes."""
+
+    registers: int
+    spilled: int
+    shared: int
+    ptx: str
+
+
+def facts(compiled, folder: Path) -> Facts:
+    """What Triton and the tools of its package say."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+
+    command = [TOOLS / "cuobjdump", "--dump-resource-usage", cubin]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", shown)}
+    return Facts(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def launches(name: str, problem: Problem, architecture: int) -> list:
+    kernel = next(row for row in rows.rows() if row.name == name)
+    assert kernel.refuses(problem) is None
+    return rows.load(rows.file_of(kernel)).plan(problem, architecture=architecture, **operands(problem))[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory) -> None:
+    """Everything is compiled anew."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        yield
+
+
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "text"), CASES, ids=str)
+def test_defaults_compile_without_spills(name, text, architecture, tmp_path):
+    problem = Problem(text)
+    for launch in launches(name, problem, architecture):
+        found = facts(launch.compile(architecture), tmp_path)
+        assert found.spilled == 0, f"{launch}: {found.spilled} bytes of local memory"
+        assert found.registers <= MOST_REGISTERS
+        assert found.shared <= configure.machine(architecture).shared
+        assert not re.search(r"\b(?:atom|red)\.", found.ptx), "Sums in any order are not the same bits."
+        dense = "BLOCK_K" in launch.arguments and problem.dtype != "f32"
+        if dense and architecture == 90:
+            assert "wgmma.mma_async" in found.ptx
+        if dense and architecture == 80:
+            assert "mma.sync" in found.ptx
+        if dense and architecture == 100:
+            assert "tcgen05.mma" in found.ptx
+        if problem.dtype == "f32":
+            assert "tf32" not in found.ptx, "Products of float must be exact."
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if "depthwise" not in name])
+def test_sizes_of_one_compile(name):
+    """Triton makes arguments that are 1 constants, which the interpreter does not; such kernels are others."""
+    problem = Problem(DEFAULTS[name][0])
+    filters = {"k": 1} if problem.is_conv else {}
+    for launch in launches(name, problem.replace(n=1, c=1, **filters), 90):
+        assert launch.compile(90).asm["cubin"]
+
+
+def test_every_kernel_is_compiled():
+    """No line of the table is without a default here."""
+    assert set(DEFAULTS) == {name for name, *_ in rows.TABLE}
