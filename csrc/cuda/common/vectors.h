@@ -1,0 +1,61 @@
+// Pack<T, N>: N neighbours in memory that a thread moves with one instruction, up to 16 bytes.
+#pragma once
+
+#include <cstring>
+
+#include "convert.h"
+
+namespace fastconv::FASTCONV_GPU {
+
+template <class T, int N>
+struct alignas(N * sizeof(T)) Pack {
+  static_assert(N * sizeof(T) <= vector_bytes);
+  T v[N];
+};
+
+// Elements of T that fill the widest access.
+template <class T>
+inline constexpr int wide = vector_bytes / static_cast<int>(sizeof(T));
+
+#if defined(__CUDACC__)
+
+// From memory that nothing writes while the kernel runs.
+template <int N, class T>
+FASTCONV_DEVICE Pack<T, N> load(const T* p) {
+  Pack<T, N> pack;
+  if constexpr (N * sizeof(T) == 16)
+    *reinterpret_cast<uint4*>(&pack) = __ldg(reinterpret_cast<const uint4*>(p));
+  else if constexpr (N * sizeof(T) == 8)
+    *reinterpret_cast<uint2*>(&pack) = __ldg(reinterpret_cast<const uint2*>(p));
+  else
+    for (int i = 0; i < N; ++i) pack.v[i] = p[i];
+  return pack;
+}
+template <int N, class T>
+FASTCONV_DEVICE void store(T* p, const Pack<T, N>& pack) {
+  if constexpr (N * sizeof(T) == 16)
+    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
+  else if constexpr (N * sizeof(T) == 8)
+    *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(&pack);
+  else
+    for (int i = 0; i < N; ++i) p[i] = pack.v[i];
+}
+
+#else
+
+template <int N, class T>
+Pack<T, N> load(const T* p) {
+  check_aligned(p, static_cast<int>(N * sizeof(T)));
+  Pack<T, N> pack;
+  std::memcpy(&pack, p, sizeof pack);
+  return pack;
+}
+template <int N, class T>
+void store(T* p, const Pack<T, N>& pack) {
+  check_aligned(p, static_cast<int>(N * sizeof(T)));
+  std::memcpy(p, &pack, sizeof pack);
+}
+
+#endif
+
+}  // namespace fastconv::FASTCONV_GPU
