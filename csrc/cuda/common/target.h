@@ -15,6 +15,7 @@
 #define FASTCONV_BOTH __host__ __device__ __forceinline__
 #define FASTCONV_GLOBAL(threads, blocks_per_sm) __global__ void __launch_bounds__(threads, blocks_per_sm)
 #define FASTCONV_UNROLL _Pragma("unroll")
+#define FASTCONV_PARAMS(P) const __grid_constant__ P  // read where they lie, so that an index into them costs no copy
 #else
 #include "cuda/emulator/block.h"
 #define FASTCONV_GPU emulated
@@ -22,6 +23,7 @@
 #define FASTCONV_BOTH inline
 #define FASTCONV_GLOBAL(threads, blocks_per_sm) void
 #define FASTCONV_UNROLL
+#define FASTCONV_PARAMS(P) const P
 #endif
 
 namespace fastconv::FASTCONV_GPU {
@@ -41,7 +43,7 @@ FASTCONV_DEVICE void barrier() { __syncthreads(); }
 #else
 
 // Grid, this_thread and this_block are the emulator's own.
-inline void barrier(Site site = Site::here()) { emulated::barrier(site); }
+inline void barrier(Site site = Site::here()) { meet_block(site); }
 
 #endif
 

@@ -322,7 +322,7 @@ void run_grid(Grid grid, int threads, int64_t shared_bytes, uint64_t seed, void 
 
 int this_thread() { return block().thread(); }
 Grid this_block() { return block().index(); }
-void barrier(Site site) { block().barrier(site); }
+void meet_block(Site site) { block().barrier(site); }
 void meet(uint32_t mask, const char* what, void* operands, Exchange body, Site site) {
   block().meet(mask, what, operands, body, site);
 }

@@ -42,7 +42,7 @@ void run_grid(Grid grid, int threads, int64_t shared_bytes, uint64_t seed, void 
 // --- What a thread may ask and do; each function is called from inside a kernel. -------------------------------------
 int this_thread();
 Grid this_block();
-void barrier(Site site);
+void meet_block(Site site);
 
 // Every lane of `mask` calls it with operands of its own; the last to come runs body(operands of all lanes, mask), and
 // then all go on.

@@ -41,7 +41,7 @@ FASTCONV_DEVICE void put(const Params<T>& p, const Deal::Item& item, const float
 
 template <class T, int V>
 FASTCONV_GLOBAL(pool_threads, 1)
-fprop_average(Params<T> p) {
+fprop_average(FASTCONV_PARAMS(Params<T>) p) {
   const Deal::Item item = p.deal.item();
   if (!item.present) return;
   const Span rows = p.h.at(item.row), columns = p.w.at(item.column);
@@ -59,7 +59,7 @@ fprop_average(Params<T> p) {
 
 template <class T, int V>
 FASTCONV_GLOBAL(pool_threads, 1)
-dgrad_average(Params<T> p) {
+dgrad_average(FASTCONV_PARAMS(Params<T>) p) {
   const Deal::Item item = p.deal.item();
   if (!item.present) return;
   const Windows::Cover rows = p.h.covering(item.row), columns = p.w.covering(item.column);

@@ -35,7 +35,7 @@ inline constexpr int index_pack = std::min<int>(V, vector_bytes / static_cast<in
 
 template <class T, class I, int V>
 FASTCONV_GLOBAL(pool_threads, 1)
-fprop_max(Params<T> p) {
+fprop_max(FASTCONV_PARAMS(Params<T>) p) {
   const Deal::Item item = p.deal.item();
   if (!item.present) return;
   const Span rows = p.h.at(item.row), columns = p.w.at(item.column);
@@ -84,7 +84,7 @@ fprop_max(Params<T> p) {
 
 template <class T, class I, int V>
 FASTCONV_GLOBAL(pool_threads, 1)
-dgrad_max(Params<T> p) {
+dgrad_max(FASTCONV_PARAMS(Params<T>) p) {
   const Deal::Item item = p.deal.item();
   if (!item.present) return;
   const Windows::Cover rows = p.h.covering(item.row), columns = p.w.covering(item.column);
