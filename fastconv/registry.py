@@ -50,8 +50,10 @@ class Kernel:
 
     @property
     def deterministic(self) -> bool:
-        """Same bits in every run and for every number of threads: every native kernel promises it (and is tested)."""
-        return self.native is not None
+        """Same bits in every run and for every number of threads: every native kernel promises it (and is tested), and
+        so does every CUDA kernel, which adds in a fixed order and never atomically.
+        """
+        return self.native is not None or self.target in ("simt", "sm80")
 
     @property
     def is_torch(self) -> bool:
@@ -78,13 +80,14 @@ def algorithm_of(name: str) -> str:
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
-    """Every kernel of this build: hand-written ones, then PyTorch's own, then the references."""
-    from fastconv.kernels import aten, native
+    """Every kernel of this build: hand-written ones, then PyTorch's own, CUDA's, and the references."""
+    from fastconv.kernels import aten, cuda, native
 
     own = native.rows()
     return (
         *(kernel for kernel in own if not kernel.is_reference),
         *aten.rows(),
+        *cuda.rows(),  # behind PyTorch's until a table of measurements says otherwise
         *(kernel for kernel in own if kernel.is_reference),
     )
 

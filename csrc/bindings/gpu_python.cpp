@@ -27,9 +27,10 @@ py::list kernels() {
   return rows;
 }
 
-void emulate(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x, const OptionalTensor& w,
-             const OptionalTensor& y, const OptionalTensor& bias, const OptionalTensor& residual,
-             const OptionalTensor& index, const OptionalTensor& workspace, uint64_t seed) {
+void emulate(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
+             const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
+             const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& workspace,
+             uint64_t seed) {
   const GpuKernel& kernel = row_at(row);
   if (const std::string sentence = refusal(kernel.body, problem); !sentence.empty())
     throw std::invalid_argument(sentence);

@@ -1,6 +1,6 @@
 // What a GPU kernel is: one row of csrc/cuda/kernels.inc and one descriptor in its file. Like a CPU kernel it sees raw
-// pointers and sizes; in place of a parallel-for it gets a stream. Its source is compiled twice: by nvcc for devices, and
-// as host C++ for the emulator (emulator/block.h).
+// pointers and sizes; in place of a parallel-for it gets a stream. Its source is compiled twice: by nvcc for devices,
+// and as host C++ for the emulator (emulator/block.h).
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct Stream {
 };
 
 struct GpuKernelBody {
-  std::string (*refuses)(const Problem&);   // empty: accepted; else one sentence with values
-  int64_t (*workspace)(const Problem&);     // bytes, 256-byte aligned
+  std::string (*refuses)(const Problem&);  // empty: accepted; else one sentence with values
+  int64_t (*workspace)(const Problem&);    // bytes, 256-byte aligned
   void (*run)(const Problem&, const Args&, Stream);
 };
 

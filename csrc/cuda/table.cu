@@ -8,9 +8,8 @@ namespace fastconv::FASTCONV_GPU {
 #include "kernels.inc"
 #undef FASTCONV_GPU_KERNEL
 
-#define FASTCONV_GPU_KERNEL(family, op, pass, algorithm, target)            \
-  {#family "/" #pass "_" #algorithm "_" #target, Op::op, Pass::pass, \
-   family##_##pass##_##algorithm##_##target},
+#define FASTCONV_GPU_KERNEL(family, op, pass, algorithm, target) \
+  {#family "/" #pass "_" #algorithm "_" #target, Op::op, Pass::pass, family##_##pass##_##algorithm##_##target},
 
 const std::vector<GpuKernel>& gpu_kernels() {
   static const std::vector<GpuKernel> kernels{

@@ -1,9 +1,9 @@
 // Tensor cores of sm_80 and up, a warp at a time: ldmatrix and mma.sync.
 //
-// Operands are taken 32 bytes of depth at a time, which is 16 f16 or bf16 (m16n8k16) and 8 tf32 (m16n8k8): the fragments
-// of all three lie in the same bytes of the same lanes, so a kernel is one source for them. With g = lane / 4 and
-// t = lane % 4, register i of A holds 4 bytes of row g + 8 (i % 2) at byte 4 t + 16 (i / 2); register i of B those of
-// column g at byte 4 t + 16 i; accumulator i is row g + 8 (i / 2), column 2 t + i % 2 (PTX ISA, "Matrix Fragments").
+// Operands are taken 32 bytes of depth at a time, which is 16 f16 or bf16 (m16n8k16) and 8 tf32 (m16n8k8): the
+// fragments of all three lie in the same bytes of the same lanes, so a kernel is one source for them. With g = lane / 4
+// and t = lane % 4, register i of A holds 4 bytes of row g + 8 (i % 2) at byte 4 t + 16 (i / 2); register i of B those
+// of column g at byte 4 t + 16 i; accumulator i is row g + 8 (i / 2), column 2 t + i % 2 (PTX ISA, "Matrix Fragments").
 #pragma once
 
 #include "shared.h"
@@ -39,14 +39,15 @@ FASTCONV_DEVICE void load_transposed(uint32_t (&out)[4], Shared<T> row) {
                : "memory");
 }
 
-#define FASTCONV_MMA(T, instruction)                                                                               \
-  template <>                                                                                                      \
-  struct MatrixOf<T> {                                                                                             \
-    FASTCONV_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t b0, const uint32_t b1) { \
-      asm volatile(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                  \
-                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                \
-    }                                                                                                              \
+#define FASTCONV_MMA(T, instruction)                                                               \
+  template <>                                                                                      \
+  struct MatrixOf<T> {                                                                             \
+    FASTCONV_DEVICE static void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t b0, \
+                                         const uint32_t b1) {                                      \
+      asm volatile(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"  \
+                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                \
+    }                                                                                              \
   };
 FASTCONV_MMA(f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 FASTCONV_MMA(bf16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")

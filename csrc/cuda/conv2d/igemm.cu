@@ -1,16 +1,16 @@
 // fprop and dgrad as one implicit matrix product, for every stride, dilation, group count, padding and either layout.
 //
 // Algorithm: a block makes 64 x 64 (or 128 x 128) sums of written pixels x channels of one group, depth = taps x source
-// channels in steps of 64 bytes, three steps in flight by cp.async; the padding is the zero fill of the copies. f16, bf16
-// and tf32 are multiplied by mma.sync (target sm80), f32 by multiply-adds (target simt). Strided gradients are walked by
-// phases (walk.h): no zeros are multiplied, no sum is shared between blocks. Sums pass through shared memory to the
-// epilogue, which stores 16 bytes of neighbouring channels a thread.
-// Bytes: the written tensor once; the source once for each 64 or 128 written channels, its taps from L2.
-// Limit on H200 (790 TFLOP/s of bf16 by wgmma, of which mma.sync reaches some 60 %; copy 4.3 TB/s):
-// n256c256h14w14_k256r3s3_p1_bf16nhwc has 59 GFLOP and moves 53 MB, 125 us predicted; not measured yet.
-// It loses: filters that do not lie as [tap][channel] cost a packing pass; sources off alignment, in NCHW or with channels
-// that are no multiple of 16 bytes are loaded an element at a time; few channels pay for their padding (C=3: 8 of bf16);
-// depthwise problems use a column of each tile; dense layers on Hopper lose to wgmma.
+// channels in steps of 64 bytes, three steps in flight by cp.async; the padding is the zero fill of the copies. f16,
+// bf16 and tf32 are multiplied by mma.sync (target sm80), f32 by multiply-adds (target simt). Strided gradients are
+// walked by phases (walk.h): no zeros are multiplied, no sum is shared between blocks. Sums pass through shared memory
+// to the epilogue, which stores 16 bytes of neighbouring channels a thread. Bytes: the written tensor once; the source
+// once for each 64 or 128 written channels, its taps from L2. Limit on H200 (790 TFLOP/s of bf16 by wgmma, of which
+// mma.sync reaches some 60 %; copy 4.3 TB/s): n256c256h14w14_k256r3s3_p1_bf16nhwc has 59 GFLOP and moves 53 MB, 125 us
+// predicted; not measured yet. It loses: filters that do not lie as [tap][channel] cost a packing pass; sources off
+// alignment, in NCHW or with channels that are no multiple of 16 bytes are loaded an element at a time; few channels
+// pay for their padding (C=3: 8 of bf16); depthwise problems use a column of each tile; dense layers on Hopper lose to
+// wgmma.
 #include "igemm.h"
 
 #include "pack.h"
@@ -27,8 +27,10 @@ std::string refuses_geometry(const Problem& p) {
   if (rows > most_blocks - LargeTile::rows)
     return "It numbers written pixels in 32 bits, but there are " + std::to_string(rows) + ".";
   const int64_t depth = p.taps() * round_up(forward ? p.channels_per_group() : p.filters_per_group(), wide<f16>);
-  if (depth > most_blocks / 2) return "It numbers taps x channels in 32 bits, but there are " + std::to_string(depth) + ".";
-  if (p.groups > most_blocks_yz) return "It has a block layer for each group, but there are " + std::to_string(p.groups) + ".";
+  if (depth > most_blocks / 2)
+    return "It numbers taps x channels in 32 bits, but there are " + std::to_string(depth) + ".";
+  if (p.groups > most_blocks_yz)
+    return "It has a block layer for each group, but there are " + std::to_string(p.groups) + ".";
   for (const Axis* a : {&p.h, &p.w}) {
     if (!forward && a->stride > most_phases)
       return "It takes the gradient by at most " + std::to_string(most_phases) + " phases an axis, but the stride is " +
@@ -41,7 +43,8 @@ std::string refuses_geometry(const Problem& p) {
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32) return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
+  if (p.dtype == Dtype::f32)
+    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
   return refuses_geometry(p);
 }
 

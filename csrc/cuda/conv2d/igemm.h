@@ -13,13 +13,13 @@ template <class T>
 struct IgemmParams {
   const T* source;
   const T* filter;  // per group: a row for each written channel: [tap][source channel, padded to 16 bytes]
-  int64_t image, pixel, channel;       // strides of the source, in elements
-  int64_t filter_row, filter_group;    // likewise
-  int images, height, width;           // of the source
-  int channels, padded;                // source channels of a group; with the padding
-  int columns;                         // written channels of a group
-  int filter_width;                    // S
-  int written_width;                   // pixels of a written row
+  int64_t image, pixel, channel;     // strides of the source, in elements
+  int64_t filter_row, filter_group;  // likewise
+  int images, height, width;         // of the source
+  int channels, padded;              // source channels of a group; with the padding
+  int columns;                       // written channels of a group
+  int filter_width;                  // S
+  int written_width;                 // pixels of a written row
   int column_tiles;
   Walks h, w;
   Tail<T> tail;
@@ -27,8 +27,9 @@ struct IgemmParams {
 };
 
 // Wide: a chunk of 16 bytes of source channels is one aligned access. Else each element is loaded by itself, at any
-// alignment and in either layout, and written to shared memory by its thread.
-template <class T, class Tile, class Sums, bool Wide>
+// alignment and in either layout, and written to shared memory by its thread. SharedBytes is what a launch asks for; it
+// stands in the kernel's name, where fastconv/testing/cubin.py reads it.
+template <class T, class Tile, class Sums, bool Wide, int SharedBytes = Tile::shared_bytes>
 FASTCONV_GLOBAL(Tile::threads, 2)
 igemm(FASTCONV_PARAMS(IgemmParams<T>) p) {
   constexpr int elements = wide<T>, depth_step = row_bytes / sizeof(T);
@@ -77,13 +78,14 @@ igemm(FASTCONV_PARAMS(IgemmParams<T>) p) {
       } else {
         Pack<T, elements> pack;
         FASTCONV_UNROLL
-        for (int e = 0; e < elements; ++e)
-          pack.v[e] = inside && c + e < p.channels ? from[e * p.channel] : T{};
+        for (int e = 0; e < elements; ++e) pack.v[e] = inside && c + e < p.channels ? from[e * p.channel] : T{};
         to.write(0, pack);
       }
     }
     const int64_t place =
-        (static_cast<int64_t>(h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step) * p.padded + c;
+        (static_cast<int64_t>(h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step) *
+            p.padded +
+        c;
     const Shared<char> right = stage + Tile::rows * row_bytes;
     FASTCONV_UNROLL
     for (int i = 0; i < own_columns; ++i) {

@@ -1,6 +1,6 @@
-// One block's share of a matrix product: tiles of two operands in shared memory, both with the depth running along a row
-// of 64 bytes, and the sums in registers. The chunks of 16 bytes of a row are exchanged so that eight rows of one chunk
-// lie in different banks.
+// One block's share of a matrix product: tiles of two operands in shared memory, both with the depth running along a
+// row of 64 bytes, and the sums in registers. The chunks of 16 bytes of a row are exchanged so that eight rows of one
+// chunk lie in different banks.
 #pragma once
 
 #include "cuda/common/async_copy.h"
@@ -58,18 +58,16 @@ struct MatrixSums {
         load_matrices(b[j], right + chunk_at(column + j * 2 * mma_columns + line + octet / 2 * 8, k + octet % 2));
       if constexpr (sizeof(T) == sizeof(float)) {
         FASTCONV_UNROLL
-        for (int i = 0; i < down; ++i)
-          FASTCONV_UNROLL
-          for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(a[i][e]);
+        for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+        for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(a[i][e]);
         FASTCONV_UNROLL
-        for (int j = 0; j < across / 2; ++j)
-          FASTCONV_UNROLL
-          for (int e = 0; e < 4; ++e) b[j][e] = to_tf32(b[j][e]);
+        for (int j = 0; j < across / 2; ++j) FASTCONV_UNROLL
+        for (int e = 0; e < 4; ++e) b[j][e] = to_tf32(b[j][e]);
       }
       FASTCONV_UNROLL
-      for (int i = 0; i < down; ++i)
-        FASTCONV_UNROLL
-        for (int j = 0; j < across; ++j) MatrixOf<T>::multiply(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+      for (int j = 0; j < across; ++j)
+        MatrixOf<T>::multiply(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
   }
 
@@ -78,13 +76,11 @@ struct MatrixSums {
   FASTCONV_DEVICE void each(F&& f) const {
     const int lane = this_thread() % lanes_of_warp;
     FASTCONV_UNROLL
-    for (int i = 0; i < down; ++i)
-      FASTCONV_UNROLL
-      for (int j = 0; j < across; ++j)
-        FASTCONV_UNROLL
-        for (int half = 0; half < 2; ++half)
-          f(row + i * mma_rows + lane / 4 + half * 8, column + j * mma_columns + lane % 4 * 2,
-            Pack<float, 2>{{sum[i][j][2 * half], sum[i][j][2 * half + 1]}});
+    for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+    for (int j = 0; j < across; ++j) FASTCONV_UNROLL
+    for (int half = 0; half < 2; ++half)
+      f(row + i * mma_rows + lane / 4 + half * 8, column + j * mma_columns + lane % 4 * 2,
+        Pack<float, 2>{{sum[i][j][2 * half], sum[i][j][2 * half + 1]}});
   }
 };
 
@@ -109,11 +105,9 @@ struct PlainSums {
       FASTCONV_UNROLL
       for (int j = 0; j < across; ++j) b[j] = chunk(right, x * across + j);
       FASTCONV_UNROLL
-      for (int e = 0; e < 4; ++e)
-        FASTCONV_UNROLL
-        for (int i = 0; i < down; ++i)
-          FASTCONV_UNROLL
-          for (int j = 0; j < across; ++j) sum[i][j] += a[i].v[e] * b[j].v[e];
+      for (int e = 0; e < 4; ++e) FASTCONV_UNROLL
+      for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+      for (int j = 0; j < across; ++j) sum[i][j] += a[i].v[e] * b[j].v[e];
     }
   }
 
@@ -121,10 +115,9 @@ struct PlainSums {
   FASTCONV_DEVICE void each(F&& f) const {
     const int y = this_thread() / columns_of_threads, x = this_thread() % columns_of_threads;
     FASTCONV_UNROLL
-    for (int i = 0; i < down; ++i)
-      FASTCONV_UNROLL
-      for (int j = 0; j < across; j += 2)
-        f(y + i * rows_of_threads, x * across + j, Pack<float, 2>{{sum[i][j], sum[i][j + 1]}});
+    for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+    for (int j = 0; j < across; j += 2)
+      f(y + i * rows_of_threads, x * across + j, Pack<float, 2>{{sum[i][j], sum[i][j + 1]}});
   }
 };
 

@@ -1,4 +1,5 @@
-// Which source pixel a tap of a written pixel reads, along one axis, for a convolution and for its input gradient alike.
+// Which source pixel a tap of a written pixel reads, along one axis, for a convolution and for its input gradient
+// alike.
 //
 // fprop: output o reads input o·stride - pad + r·dilation. dgrad, by phases: the input positions i·stride + phase are
 // reached by those taps r alone for which phase + pad - r·dilation is a multiple of the stride; they are every
@@ -15,11 +16,11 @@ namespace fastconv::FASTCONV_GPU {
 inline constexpr int most_phases = 8;  // along an axis
 
 struct Walk {
-  int count = 0;                   // written positions of this phase
+  int count = 0;                    // written positions of this phase
   int out_step = 1, out_first = 0;  // their places in the written tensor
-  int stride = 1, first = 0;       // source position of tap 0 of written position i: i * stride + first
-  int step = 1;                    // from one tap to the next
-  int taps = 0;                    // of the filter's taps first_tap, first_tap + tap_step, ...
+  int stride = 1, first = 0;        // source position of tap 0 of written position i: i * stride + first
+  int step = 1;                     // from one tap to the next
+  int taps = 0;                     // of the filter's taps first_tap, first_tap + tap_step, ...
   int first_tap = 0, tap_step = 1;
 
   static Walk forward(const Axis& a) {

@@ -11,8 +11,8 @@ namespace fastconv::emulated {
 
 namespace {
 
-constexpr int poison = 0xff;       // NaN in every floating-point type
-constexpr int cell_bytes = 2;      // of shared memory that one record of the race check stands for
+constexpr int poison = 0xff;   // NaN in every floating-point type
+constexpr int cell_bytes = 2;  // of shared memory that one record of the race check stands for
 constexpr int largest_block = 1024;
 constexpr int64_t largest_shared = 227 << 10;  // bytes a block may have on sm_90
 
@@ -27,9 +27,9 @@ struct Copy {
 struct Thread {
   State state = State::ready;
   Site site{};
-  std::vector<Copy> copies;      // not yet carried out, oldest first
-  std::vector<size_t> groups;    // copies in each committed group, oldest first
-  size_t open = 0;               // copies behind the last group
+  std::vector<Copy> copies;    // not yet carried out, oldest first
+  std::vector<size_t> groups;  // copies in each committed group, oldest first
+  size_t open = 0;             // copies behind the last group
 };
 
 struct Meeting {
@@ -153,8 +153,9 @@ void Block::run(Grid index, int threads, int64_t shared_bytes, Random& random, v
     fibers_->enter(current_);
     if (failure_) throw Failure(*failure_);
   }
-  if (ended_ < threads) throw Failure("Block (" + std::to_string(index_.x) + ", " + std::to_string(index_.y) + ", " +
-                                      std::to_string(index_.z) + ") cannot go on: " + who_waits());
+  if (ended_ < threads)
+    throw Failure("Block (" + std::to_string(index_.x) + ", " + std::to_string(index_.y) + ", " +
+                  std::to_string(index_.z) + ") cannot go on: " + who_waits());
 }
 
 std::string Block::who_waits() const {
@@ -168,7 +169,8 @@ std::string Block::who_waits() const {
     ++shown;
     const Meeting& m = meetings_[i / warp_lanes];
     text += "thread " + std::to_string(i) + " waits " +
-            (t.state == State::at_barrier ? "at the barrier" : std::string("in ") + m.what) + " of " + t.site.text() + "; ";
+            (t.state == State::at_barrier ? "at the barrier" : std::string("in ") + m.what) + " of " + t.site.text() +
+            "; ";
   }
   return text + std::to_string(ended_) + " of " + std::to_string(threads_.size()) + " threads have ended.";
 }
@@ -239,8 +241,9 @@ void Block::check_shared(const void* at, int bytes, bool write) {
   for (int i = 0; i < (bytes + cell_bytes - 1) / cell_bytes; ++i, ++cell) {
     int other = -1;
     if (cell->copier >= 0)
-      throw Failure(where() + (write ? " writes" : " reads") + " shared memory to which an asynchronous copy of thread " +
-                    std::to_string(cell->copier) + " is on its way.");
+      throw Failure(where() + (write ? " writes" : " reads") +
+                    " shared memory to which an asynchronous copy of thread " + std::to_string(cell->copier) +
+                    " is on its way.");
     if (cell->write_epoch == epoch_ && cell->writer != self) other = cell->writer;
     if (write && cell->read_epoch == epoch_ && cell->reader != self) other = cell->reader;
     if (other != -1)

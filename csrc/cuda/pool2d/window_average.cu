@@ -1,11 +1,11 @@
 // Average pools, sliding and adaptive, forwards and backwards; both layouts.
 //
-// Algorithm: a thread makes the average of one pixel's window, of 16 bytes of neighbouring channels in channels_last and
-// of one channel in NCHW. Backwards it gathers: each input pixel adds what the windows over it owe it, in their order,
-// so no sum depends on who came first.
-// Bytes: the larger tensor once and the smaller once; overlapping windows are read again from L1 and L2.
-// Limit on H200 (copy 4.3 TB/s): n256c192h35w35 r3s3 p1 in bf16 moves 241 MB, 56 us predicted; not measured yet.
-// It loses for one window over a large map (global pools): one thread then walks the whole map.
+// Algorithm: a thread makes the average of one pixel's window, of 16 bytes of neighbouring channels in channels_last
+// and of one channel in NCHW. Backwards it gathers: each input pixel adds what the windows over it owe it, in their
+// order, so no sum depends on who came first. Bytes: the larger tensor once and the smaller once; overlapping windows
+// are read again from L1 and L2. Limit on H200 (copy 4.3 TB/s): n256c192h35w35 r3s3 p1 in bf16 moves 241 MB, 56 us
+// predicted; not measured yet. It loses for one window over a large map (global pools): one thread then walks the whole
+// map.
 #include <algorithm>
 
 #include "windows.h"
@@ -51,7 +51,8 @@ fprop_average(FASTCONV_PARAMS(Params<T>) p) {
       const int64_t pixel = static_cast<int64_t>(rows.first + r * p.h.step) * p.w.in + columns.first + s * p.w.step;
       add(sum, load<V>(p.from + p.from_view.at(item.n, static_cast<int64_t>(item.c) * V, pixel)), 1.0f);
     }
-  const float divisor = p.divisor != 0 ? p.divisor : static_cast<float>(rows.extent) * static_cast<float>(columns.extent);
+  const float divisor =
+      p.divisor != 0 ? p.divisor : static_cast<float>(rows.extent) * static_cast<float>(columns.extent);
   FASTCONV_UNROLL
   for (int i = 0; i < V; ++i) sum[i] /= divisor;
   put(p, item, sum);

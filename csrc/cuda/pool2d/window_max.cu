@@ -1,11 +1,11 @@
 // Max pools, sliding and adaptive, forwards and backwards; both layouts, with or without the places of the maxima.
 //
-// Algorithm: a thread takes the maximum of one pixel's window, of 16 bytes of neighbouring channels in channels_last and
-// of one channel in NCHW; of equal values the first, of several NaN the last, as in torch. Backwards it gathers: each
-// input pixel asks the windows over it whether their place is its own, and adds in their order.
-// Bytes: the larger tensor once, the smaller once, and one byte (or eight) of place for each maximum.
-// Limit on H200 (copy 4.3 TB/s): n256c64h112w112 r3s3 u2 p1 in bf16 with bytes moves 565 MB, 131 us predicted; not
-// measured yet. It loses for one window over a large map, which one thread walks alone.
+// Algorithm: a thread takes the maximum of one pixel's window, of 16 bytes of neighbouring channels in channels_last
+// and of one channel in NCHW; of equal values the first, of several NaN the last, as in torch. Backwards it gathers:
+// each input pixel asks the windows over it whether their place is its own, and adds in their order. Bytes: the larger
+// tensor once, the smaller once, and one byte (or eight) of place for each maximum. Limit on H200 (copy 4.3 TB/s):
+// n256c64h112w112 r3s3 u2 p1 in bf16 with bytes moves 565 MB, 131 us predicted; not measured yet. It loses for one
+// window over a large map, which one thread walks alone.
 #include <algorithm>
 #include <cmath>
 
@@ -147,8 +147,7 @@ void run_with(const Problem& p, const Args& args, Stream stream) {
   bool vectors = p.c % V == 0 && params.from_view.template takes<T>(params.from, V) &&
                  params.to_view.template takes<T>(params.to, V);
   if constexpr (!std::is_void_v<I>) vectors = vectors && dense.template takes<I>(params.index, V);
-  if (forward)
-    return vectors ? start(fprop_max<T, I, V>, V) : start(fprop_max<T, I, 1>, 1);
+  if (forward) return vectors ? start(fprop_max<T, I, V>, V) : start(fprop_max<T, I, 1>, 1);
   if constexpr (!std::is_void_v<I>) vectors ? start(dgrad_max<T, I, V>, V) : start(dgrad_max<T, I, 1>, 1);
 }
 

@@ -1,5 +1,5 @@
-// What the pools share: where windows lie along an axis (torch's formulas, sliding and adaptive, and their inverse), and
-// how the written elements are dealt out to threads.
+// What the pools share: where windows lie along an axis (torch's formulas, sliding and adaptive, and their inverse),
+// and how the written elements are dealt out to threads.
 #pragma once
 
 #include "cuda/common/launch.h"
@@ -26,8 +26,8 @@ struct Windows {
     auto i = [](int64_t v) { return static_cast<int>(v); };
     const bool adaptive = p.op == Op::adaptivemax2d || p.op == Op::adaptiveavg2d;
     if (adaptive) return {i(a.in), i(a.out), 0, 1, 0, 0, 1, true, true};
-    return {i(a.in), i(a.out), i(a.window), i(a.stride), i(a.pad_lo), i(a.pad_hi), i(a.dilation), false,
-            p.count_include_pad};
+    return {i(a.in),     i(a.out),      i(a.window), i(a.stride),        i(a.pad_lo),
+            i(a.pad_hi), i(a.dilation), false,       p.count_include_pad};
   }
 
   FASTCONV_DEVICE Span at(int o) const {
@@ -79,15 +79,16 @@ struct PoolView {
     return {channels * pixels, nhwc ? 1 : pixels, nhwc ? channels : 1, first_channel * (nhwc ? 1 : pixels)};
   }
   static PoolView input(const Problem& p) { return of(p, p.c, p.in_pixels()); }
-  static PoolView output(const Problem& p) {
-    return of(p, p.buffer_channels(), p.out_pixels(), p.epilogue.out_offset);
+  static PoolView output(const Problem& p) { return of(p, p.buffer_channels(), p.out_pixels(), p.epilogue.out_offset); }
+  FASTCONV_DEVICE int64_t at(int64_t n, int64_t c, int64_t p) const {
+    return n * image + c * channel + p * pixel + first;
   }
-  FASTCONV_DEVICE int64_t at(int64_t n, int64_t c, int64_t p) const { return n * image + c * channel + p * pixel + first; }
   // Whether n neighbouring channels may be moved at once.
   template <class T>
   bool takes(const void* base, int n) const {
     const bool aligned = (reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(first) * sizeof(T)) %
-                             std::min<size_t>(vector_bytes, n * sizeof(T)) == 0;
+                             std::min<size_t>(vector_bytes, n * sizeof(T)) ==
+                         0;
     return channel == 1 && aligned && pixel % n == 0 && image % n == 0;
   }
 };
@@ -95,7 +96,7 @@ struct PoolView {
 // Written elements in the order of memory: channels_last has an image a plane, NCHW an image and channel. A thread
 // writes `vector` neighbouring channels of one pixel.
 struct Deal {
-  int planes_channels;  // channels that planes are numbered by: 1 in channels_last
+  int planes_channels;         // channels that planes are numbered by: 1 in channels_last
   int pixels, width, vectors;  // of a plane; channel vectors of a pixel
   unsigned blocks_per_plane;
   int64_t planes;
@@ -103,8 +104,11 @@ struct Deal {
   static Deal of(const Problem& p, int64_t height, int64_t width, int vector) {
     const bool nhwc = p.layout == Layout::nhwc;
     const int64_t pixels = height * width, vectors = nhwc ? p.c / vector : 1;
-    return {nhwc ? 1 : static_cast<int>(p.c), static_cast<int>(pixels), static_cast<int>(width),
-            static_cast<int>(vectors), static_cast<unsigned>(divide_up(pixels * vectors, pool_threads)),
+    return {nhwc ? 1 : static_cast<int>(p.c),
+            static_cast<int>(pixels),
+            static_cast<int>(width),
+            static_cast<int>(vectors),
+            static_cast<unsigned>(divide_up(pixels * vectors, pool_threads)),
             p.n * (nhwc ? 1 : p.c)};
   }
   int64_t blocks() const { return planes * blocks_per_plane; }
