@@ -28,7 +28,9 @@ RESERVED = 1 << 10  # bytes of shared memory that each block costs beside its ow
 
 @dataclass(frozen=True)
 class Entry:
-    """One compiled kernel. spilled: bytes of stack and spills; shared: bytes of a block; threads: of a block, at most."""
+    """One compiled kernel. spilled: bytes of stack and spills. shared: bytes of a block, where the kernel's name states
+    them. threads: of a block, at most.
+    """
 
     name: str
     mangled: str
@@ -67,7 +69,7 @@ def missing() -> str | None:
 
 
 def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
-    """Compiles one source into ``folder``, as ``<stem>.cubin``; raises CalledProcessError with nvcc's words."""
+    """Compiles one source into ``folder``, as ``<stem>.cubin``; raises RuntimeError with nvcc's words."""
     command = ["nvcc", "-std=c++20", "-O3", f"-I{SOURCES}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v"]
     command += ["--keep", f"--keep-dir={folder}", f"-o={folder / source.stem}.cubin", source]
     shown = subprocess.run(command, capture_output=True, text=True)
@@ -77,16 +79,13 @@ def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
     bounds = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx.read_text()))
     pattern = (
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers([^\n]*)"
+        r"(\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers"
     )
     entries = []
-    for mangled, stack, stores, loads, registers, rest in re.findall(pattern, shown.stderr, re.DOTALL):
+    for mangled, stack, stores, loads, registers in re.findall(pattern, shown.stderr, re.DOTALL):
         name = demangled(mangled)
-        dynamic = re.search(r", \(int\)(\d+)>\(|, (\d+)>\(", name)
-        static = re.search(r"(\d+) bytes smem", rest)
-        shared = sum(
-            int(next(filter(None, found.groups()))) for found in (dynamic, static) if found and "igemm" in name
-        )
+        stated = re.search(r", (?:\(int\))?(\d+)>\(", name) if "igemm<" in name else None
+        shared = int(stated.group(1)) if stated else 0
         spilled = int(stack) + int(stores) + int(loads)
         entries.append(Entry(short(name), mangled, architecture, int(registers), spilled, shared, int(bounds[mangled])))
     return entries

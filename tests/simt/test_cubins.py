@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from fastconv.testing import cubin
@@ -10,10 +12,11 @@ pytestmark = pytest.mark.skipif(cubin.missing() is not None, reason=str(cubin.mi
 
 ORDINARY = "90a"
 CASES = [
-    pytest.param(architecture, source, marks=() if architecture == ORDINARY else pytest.mark.full, id=f"{name}-{name2}")
-    for architecture in cubin.ARCHITECTURES
+    pytest.param(
+        a, source, marks=() if a == ORDINARY else pytest.mark.full, id=f"{source.parent.name}/{source.stem}-{a}"
+    )
+    for a in cubin.ARCHITECTURES
     for source in cubin.files()
-    for name, name2 in [(source.stem, architecture)]
 ]
 MOST_SPILLED = 0
 LEAST_BLOCKS = 2
@@ -43,5 +46,6 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "STG.E.128" in code, entry.name
     if entry.name.startswith("igemm"):
         assert "LDGSTS.E.BYPASS.128" in code, entry.name
-    if entry.name.startswith(("fprop_", "dgrad_")) and not entry.name.endswith(", 1>"):
+    vectors = entry.name.startswith("depthwise<") and re.match(r"depthwise<\w+, [48],", entry.name)
+    if vectors or (entry.name.startswith(("fprop_", "dgrad_")) and not entry.name.endswith(", 1>")):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name

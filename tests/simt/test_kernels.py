@@ -77,7 +77,7 @@ def some(problems, dtype: str):
     return ((i, problem) for i, problem in enumerate(problems) if i % SOME == first)
 
 
-@pytest.mark.parametrize("dtype", ("f32", "tf32", "f16", "bf16"))
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_convolutions_agree_with_the_oracle(kernel, dtype):
     for i, problem in some(convolutions(kernel, dtype), dtype):
@@ -85,7 +85,7 @@ def test_convolutions_agree_with_the_oracle(kernel, dtype):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", ("f32", "tf32", "f16", "bf16"))
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_all_convolutions_agree_with_the_oracle(kernel, dtype):
     for i, problem in enumerate(convolutions(kernel, dtype)):
@@ -127,7 +127,18 @@ def test_large_tiles(text):
     check(kernel, problem, 5, integer=True)
 
 
-@pytest.mark.parametrize("dtype", ("f32", "f16", "bf16"))
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("window", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_rows_slide(window, stride, dtype):
+    """Each compiled width and stride, and gradients, whose taps run the other way; channels past a block's 64."""
+    for pass_, row_stride in (("fprop", stride), ("dgrad", 1), ("dgrad", stride)):
+        geometry = f"r3s{window}_u2x{row_stride}_p1x{window // 2}"
+        problem = Problem(f"n2c72h6w11_k72{geometry}_g72_{dtype}nhwc").replace(pass_=pass_)
+        check(emulator.kernel(f"dwconv2d/{pass_}_depthwise_simt"), problem, 0, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
 def test_pools_agree_with_the_oracle(kernel, dtype):
     for i, problem in enumerate(pools(kernel, dtype)):
@@ -164,6 +175,9 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_igemm_sm80", "n1c8h5w6_k8r1s1_f16nhwc_in3of60", "8 of a buffer's 60 channels"),
         ("conv2d/dgrad_igemm_sm80", "n1c8h25w26_k8r9s9_u9_f16nhwc_dgrad", "the stride is 9"),
         ("conv2d/fprop_igemm_sm80", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):

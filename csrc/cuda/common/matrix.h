@@ -12,7 +12,7 @@ namespace fastconv::FASTCONV_GPU {
 
 inline constexpr int mma_rows = 16, mma_columns = 8, mma_depth_bytes = 32;
 
-// What a product's operands are; float storage is multiplied as tf32.
+// d += a · b, by the instruction for operands stored as T; float storage is multiplied as tf32.
 template <class T>
 struct MatrixOf;
 

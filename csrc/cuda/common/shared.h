@@ -40,6 +40,17 @@ struct Shared {
     std::memcpy(data + i, &pack, sizeof pack);
 #endif
   }
+  // N neighbours from i on, a multiple of N, by accesses as wide as there are.
+  template <int N>
+  FASTCONV_DEVICE void read_all(T (&out)[N], int64_t i) const {
+    constexpr int width = N < wide<T> ? N : wide<T>;
+    FASTCONV_UNROLL
+    for (int k = 0; k < N; k += width) {
+      const Pack<T, width> pack = read<width>(i + k);
+      FASTCONV_UNROLL
+      for (int e = 0; e < width; ++e) out[k + e] = pack.v[e];
+    }
+  }
   FASTCONV_DEVICE T get(int64_t i) const { return read<1>(i).v[0]; }
   FASTCONV_DEVICE void put(int64_t i, T value) const { write<1>(i, Pack<T, 1>{{value}}); }
 };

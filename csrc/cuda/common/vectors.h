@@ -31,14 +31,21 @@ FASTCONV_DEVICE Pack<T, N> load(const T* p) {
     for (int i = 0; i < N; ++i) pack.v[i] = p[i];
   return pack;
 }
+// In PTX, because the compiler takes plain assignments of four floats apart.
 template <int N, class T>
 FASTCONV_DEVICE void store(T* p, const Pack<T, N>& pack) {
-  if constexpr (N * sizeof(T) == 16)
-    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
-  else if constexpr (N * sizeof(T) == 8)
-    *reinterpret_cast<uint2*>(p) = *reinterpret_cast<const uint2*>(&pack);
-  else
+  if constexpr (N * sizeof(T) == 16) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof bits);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                 : "memory");
+  } else if constexpr (N * sizeof(T) == 8) {
+    uint2 bits;
+    memcpy(&bits, &pack, sizeof bits);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(bits.x), "r"(bits.y) : "memory");
+  } else {
     for (int i = 0; i < N; ++i) p[i] = pack.v[i];
+  }
 }
 
 #else

@@ -122,8 +122,7 @@ igemm(FASTCONV_PARAMS(IgemmParams<T>) p) {
     const int n = (first_row + row) / pixels, at = (first_row + row) % pixels;
     const int64_t y = at / w.count * h.out_step + h.out_first, x = at % w.count * w.out_step + w.out_first;
     float value[V];
-    FASTCONV_UNROLL
-    for (int i = 0; i < V; ++i) value[i] = shared.get(row * Tile::sums_pitch + column + i);
+    shared.read_all(value, row * Tile::sums_pitch + column);
     p.tail.put(n, y * p.written_width + x, static_cast<int64_t>(group) * p.columns + first_column + column, value);
   };
   if (p.tail_takes_vectors) {
