@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "cuda/emulator/block.h"
 #include "cuda/table.h"
 
 namespace fastconv {
@@ -27,6 +28,13 @@ py::list kernels() {
   return rows;
 }
 
+// Bytes from the first element to the end of the last.
+int64_t extent(const at::Tensor& t) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  return t.numel() ? (last + 1) * t.element_size() : 0;
+}
+
 void emulate(size_t row, const Problem& problem, const at::Tensor& out, const OptionalTensor& x,
              const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
              const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& workspace,
@@ -43,6 +51,14 @@ void emulate(size_t row, const Problem& problem, const at::Tensor& out, const Op
   if (problem.is_conv() && filter.defined())
     for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
   if (out.numel() == 0) return;
+  std::vector<emulated::Range> ranges;
+  auto allow = [&](const OptionalTensor& t, bool written) {
+    if (t) ranges.push_back({t->const_data_ptr(), extent(*t), written});
+  };
+  const bool writes_index = problem.pass == Pass::fprop && problem.op != Op::unpool2d;
+  for (const OptionalTensor& t : {x, w, y, bias, residual}) allow(t, false);
+  allow(index, writes_index), allow(workspace, true), allow(out, true);
+  const emulated::Allowed allowed(std::move(ranges));
   py::gil_scoped_release release;
   kernel.body.run(problem, args, Stream{seed});
 }

@@ -108,6 +108,8 @@ void write_after_read(int* out) {
   if (this_thread() == 7) shared.put(0, 2);
 }
 void beyond_global(int* out) { out[0] = load<4>(out + 256).v[this_thread() % 4]; }
+void read_behind(int* out) { out[0] = fetch(out + 256); }
+void write_where_it_may_read(int* out) { store(out + 128, Pack<int, 1>{{1}}); }
 void half_a_warp_multiplies(int* out) {
   float d[4] = {};
   const uint32_t a[4] = {};
@@ -138,6 +140,20 @@ void copies_arrive_in_order(int* memory) {
   memory[4 + this_thread()] = first && to.get(4) == 0;
 }
 void sum_lanes(int* out) { out[this_thread()] = static_cast<int>(sum_of_warp(static_cast<float>(this_thread()))); }
+
+void check_ranges() {
+  std::vector<int> memory(257);
+  const Allowed allowed({{memory.data(), 512, true}, {memory.data() + 128, 512, false}});
+  const std::pair<const char*, Kernel> bugs[] = {{"reads", read_behind}, {"writes", write_where_it_may_read}};
+  for (const auto& [verb, kernel] : bugs) try {
+      start(kernel, memory.data(), 1);
+      expect(false, std::string("a kernel that ") + verb + " outside its operands was not caught");
+    } catch (const Failure& error) {
+      expect(
+          std::string(error.what()).find(std::string(verb) + " 4 bytes of global memory outside") != std::string::npos,
+          error.what());
+    }
+}
 
 void check_basics() {
   std::vector<int> memory(256);
@@ -288,6 +304,7 @@ int main(int count, char**) {
   MUST_FAIL(off_alignment_in_shared, "which is no multiple");
   MUST_FAIL(write_after_read, "since the last barrier");
   MUST_FAIL(half_a_warp_multiplies, "waits in mma.sync");
+  check_ranges();
   check_basics();
   check_product<f16>("f16");
   check_product<bf16>("bf16");

@@ -4,13 +4,15 @@ and workspace, seeded orders of threads, equality on integers and the bound on r
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
+import torch
 
 from fastconv import registry
 from fastconv.problem import Problem
-from fastconv.testing import corpus, emulator, fuzz
+from fastconv.testing import corpus, emulator, fuzz, inputs
 from fastconv.testing.check import check_conv
 from fastconv.testing.check_pool import KINDS, check_pool
 from fastconv.testing.inputs import DTYPES
@@ -116,6 +118,25 @@ def test_many_random_convolutions_in_three_orders(kernel):
     for i, problem in enumerate(random_problems(kernel, ALL_RANDOM_PROBLEMS)):
         for order in range(3):
             check(kernel, problem, 3 * i + order, integer=True)
+
+
+@pytest.mark.parametrize("gap", [0, 4, 8])
+def test_filters_that_are_slices_of_channels_last_ones(gap):
+    """Rows whose distance is no multiple of 16 bytes cannot be read in place; the bits are the same either way."""
+    problem = Problem("n1c16h5w6_k24r3s2_p1_bf16nhwc")
+    kernel = emulator.kernel("conv2d/fprop_igemm_sm80")
+    operands = inputs.make(problem, 3, integer=False)
+    wide = torch.full((24, 16 + gap, 3, 2), math.nan, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    wide[:, :16] = operands.second
+    results = []
+    for filter in (operands.second.contiguous(), wide[:, :16]):
+        out = torch.zeros(inputs.shapes(problem)["y"], dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
+        results.append(kernel.run(problem, out=out, x=operands.first, w=filter))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("text", LARGE)

@@ -52,17 +52,23 @@ FASTCONV_DEVICE void store(T* p, const Pack<T, N>& pack) {
 
 template <int N, class T>
 Pack<T, N> load(const T* p) {
-  check_aligned(p, static_cast<int>(N * sizeof(T)));
+  check_global(p, static_cast<int>(N * sizeof(T)), /*write=*/false);
   Pack<T, N> pack;
   std::memcpy(&pack, p, sizeof pack);
   return pack;
 }
 template <int N, class T>
 void store(T* p, const Pack<T, N>& pack) {
-  check_aligned(p, static_cast<int>(N * sizeof(T)));
+  check_global(p, static_cast<int>(N * sizeof(T)), /*write=*/true);
   std::memcpy(p, &pack, sizeof pack);
 }
 
 #endif
+
+// One element.
+template <class T>
+FASTCONV_DEVICE T fetch(const T* p) {
+  return load<1>(p).v[0];
+}
 
 }  // namespace fastconv::FASTCONV_GPU

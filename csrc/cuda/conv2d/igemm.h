@@ -78,7 +78,7 @@ igemm(FASTCONV_PARAMS(IgemmParams<T>) p) {
       } else {
         Pack<T, elements> pack;
         FASTCONV_UNROLL
-        for (int e = 0; e < elements; ++e) pack.v[e] = inside && c + e < p.channels ? from[e * p.channel] : T{};
+        for (int e = 0; e < elements; ++e) pack.v[e] = inside && c + e < p.channels ? fetch(from + e * p.channel) : T{};
         to.write(0, pack);
       }
     }

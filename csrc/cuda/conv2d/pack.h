@@ -28,9 +28,9 @@ pack_filter(FASTCONV_PARAMS(PackParams<T>) p) {
   const int64_t column = row % p.columns, group = row / p.columns;
   T value{};
   if (c < p.channels)
-    value = p.from[group * p.group_stride + column * p.written_stride + c * p.source_stride +
-                   tap / p.width * p.r_stride + tap % p.width * p.s_stride];
-  p.to[i] = value;
+    value = fetch(p.from + group * p.group_stride + column * p.written_stride + c * p.source_stride +
+                  tap / p.width * p.r_stride + tap % p.width * p.s_stride);
+  store(p.to + i, Pack<T, 1>{{value}});
 }
 
 // Where igemm finds the filter of a problem.

@@ -53,8 +53,8 @@ depthwise(FASTCONV_PARAMS(Params<T>) p) {
     const int tap = i / held, c = first_channel + i % held;
     float value = 0;
     if (c < p.channels)
-      value = widen(p.filter[c * p.filter_channel + tap / p.filter_width * p.filter_row +
-                             tap % p.filter_width * p.filter_column]);
+      value = widen(fetch(p.filter + c * p.filter_channel + tap / p.filter_width * p.filter_row +
+                          tap % p.filter_width * p.filter_column));
     taps.put(i, value);
   }
   barrier();

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "fiber.h"
 
@@ -262,7 +261,7 @@ void Block::check_shared(const void* at, int bytes, bool write) {
 
 void Block::copy_later(Copy copy) {
   check_shared(copy.to, copy.bytes, /*write=*/true);
-  if (copy.from_bytes > 0) check_aligned(copy.from, copy.bytes);
+  if (copy.from_bytes > 0) check_global(copy.from, copy.bytes, /*write=*/false);
   Cell* cell = cells(copy.to, copy.bytes, "copies");
   for (int i = 0; i < copy.bytes / cell_bytes; ++i) cell[i].copier = static_cast<int16_t>(current_);
   std::memset(copy.to, poison, static_cast<size_t>(copy.bytes));
@@ -337,9 +336,26 @@ void copy_later(void* to, const void* from, int bytes, int from_bytes) {
 void commit_copies() { block().commit(); }
 void wait_for_copies(int newest_left) { block().wait(newest_left); }
 
-void check_aligned(const void* at, int bytes) {
+namespace {
+thread_local std::vector<Range> allowed;
+}
+
+Allowed::Allowed(std::vector<Range> ranges) { allowed = std::move(ranges); }
+Allowed::~Allowed() { allowed.clear(); }
+
+void check_global(const void* at, int bytes, bool write) {
   if (reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(bytes))
     throw Failure("A thread touches " + std::to_string(bytes) + " bytes of global memory off their alignment.");
+  if (allowed.empty()) return;
+  const auto first = reinterpret_cast<uintptr_t>(at);
+  for (const Range& range : allowed) {
+    const auto begin = reinterpret_cast<uintptr_t>(range.begin);
+    const bool inside =
+        first >= begin && first + static_cast<uintptr_t>(bytes) <= begin + static_cast<uintptr_t>(range.bytes);
+    if (inside && (range.written || !write)) return;
+  }
+  throw Failure(std::string("A thread ") + (write ? "writes " : "reads ") + std::to_string(bytes) +
+                " bytes of global memory outside the operands.");
 }
 
 }  // namespace fastconv::emulated

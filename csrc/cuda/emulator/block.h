@@ -6,14 +6,16 @@
 //   - a barrier that not every thread of the block reaches, or that some reach elsewhere; a thread that ends before it;
 //   - a warp operation that not every lane of its mask joins, or joins with another mask, or from outside the mask;
 //   - two threads touching the same shared memory between two barriers, one of them writing;
-//   - shared memory touched outside its size, off alignment, or while an asynchronous copy is on its way there.
+//   - shared memory touched outside its size, off alignment, or while an asynchronous copy is on its way there;
+//   - global memory touched off alignment, or outside the operands of the call, even where nothing comes of it.
 // Shared memory is all NaN when a block starts. An asynchronous copy happens when its thread waits for it, and what it
-// will overwrite is NaN from its start. Global memory is host memory: tests surround it with NaN (testing/guard.py).
+// will overwrite is NaN from its start. Global memory is host memory.
 #pragma once
 
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace fastconv::emulated {
 
@@ -58,7 +60,21 @@ void copy_later(void* to, const void* from, int bytes, int from_bytes);
 void commit_copies();
 void wait_for_copies(int newest_left);
 
-// A vector access to global memory at `at`, which must be a multiple of `bytes`.
-void check_aligned(const void* at, int bytes);
+// An access to global memory at `at`, which must be a multiple of `bytes` and lie in a range of Allowed.
+void check_global(const void* at, int bytes, bool write);
+
+// While it lives, kernels of this thread may touch these ranges of global memory alone. Without one, all memory.
+struct Range {
+  const void* begin;
+  int64_t bytes;
+  bool written;  // may be
+};
+class Allowed {
+ public:
+  explicit Allowed(std::vector<Range> ranges);
+  ~Allowed();
+  Allowed(const Allowed&) = delete;
+  Allowed& operator=(const Allowed&) = delete;
+};
 
 }  // namespace fastconv::emulated
