@@ -148,7 +148,7 @@ def _layout_note(problem: Problem, layers: list[Row] | None) -> str:
 
 
 def _determinism_note(kernel: Kernel) -> str:
-    if kernel.native is not None:
+    if kernel.deterministic:
         return "Deterministic: the same bits in every run, for any number of threads."
     if kernel.is_torch:
         return "Deterministic: as PyTorch's operator; torch.use_deterministic_algorithms() decides."
