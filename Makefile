@@ -42,12 +42,12 @@ test: build lint
 lint: $(VENV)/.dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 $(BIN)/clang-format --dry-run --Werror
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.dependencies
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 $(BIN)/clang-format -i
+	find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 $(BIN)/clang-format -i
 
 sanitize: $(VENV)/.dependencies
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" .ci/sanitize

@@ -51,9 +51,9 @@ class Kernel:
     @property
     def deterministic(self) -> bool:
         """Same bits in every run and for every number of threads: every native kernel promises it (and is tested), and
-        so does every Triton kernel, which adds in a fixed order and never atomically.
+        so does every CUDA and Triton kernel, which adds in a fixed order and never atomically.
         """
-        return self.native is not None or self.target == "triton"
+        return not self.is_torch
 
     @property
     def is_torch(self) -> bool:
@@ -80,14 +80,15 @@ def algorithm_of(name: str) -> str:
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
-    """Every kernel of this build: hand-written ones, then PyTorch's own, Triton's, and the references."""
-    from fastconv.kernels import aten, native, triton
+    """Every kernel of this build: hand-written ones, then PyTorch's own, the GPU's, and the references."""
+    from fastconv.kernels import aten, cuda, native, triton
 
     own = native.rows()
     return (
         *(kernel for kernel in own if not kernel.is_reference),
         *aten.rows(),
-        *triton.rows(),  # behind PyTorch's until a table of measurements says otherwise
+        *cuda.rows(),  # behind PyTorch's, as Triton's, until a table of measurements says otherwise
+        *triton.rows(),
         *(kernel for kernel in own if kernel.is_reference),
     )
 

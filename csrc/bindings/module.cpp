@@ -12,6 +12,7 @@
 #include "cpu/roofline.h"
 #include "cpu/table.h"
 #include "dispatch.h"
+#include "gpu_python.h"
 #include "memory.h"
 #include "parallel.h"
 #include "program.h"
@@ -282,6 +283,7 @@ PYBIND11_MODULE(_C, m) {
   });
   add_conv_functions(m);
   add_norm_functions(m);
+  add_gpu_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("round_trip", &round_trip, py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });

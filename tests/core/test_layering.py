@@ -72,7 +72,7 @@ def test_python_imports_point_downwards(path):
     assert not wrong, f"{relative} imports {sorted(wrong)}; {own} may import {sorted(ALLOWED[own])}."
 
 
-SOURCES = [p for suffix in ("*.h", "*.cpp", "*.inc") for p in (ROOT / "csrc").rglob(suffix)]
+SOURCES = [p for suffix in ("*.h", "*.cpp", "*.cu", "*.inc") for p in (ROOT / "csrc").rglob(suffix)]
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"][^>"]+[>"])', re.MULTILINE)
 
 
@@ -87,6 +87,7 @@ def test_cpp_includes_point_downwards(path):
     others = {
         "core": ("cpu/", "cuda/", "bindings/", "plan/"),
         "cpu": ("cuda/", "bindings/", "plan/"),
+        "cuda": ("cpu/", "bindings/", "plan/"),
         "plan": ("cpu/", "cuda/", "bindings/"),
     }
     assert not [i for i in includes if i[1:].startswith(others.get(layer, ()))], f"{path.name} looks upwards."
@@ -97,6 +98,15 @@ def test_intrinsics_live_in_simd():
         p for p in SOURCES if "simd" not in p.parts and re.search(r"\b_mm(256|512)?_|immintrin|arm_neon", p.read_text())
     ]
     assert not outside, f"Intrinsics outside csrc/cpu/simd: {outside}."
+
+
+def test_what_differs_between_device_and_emulator_stands_in_one_folder():
+    """Kernels are written once, in the operations of csrc/cuda/common, which alone holds PTX and CUDA's own words."""
+    words = r"\basm\b|__CUDACC__|__syncthreads|threadIdx|blockIdx|__shared__|_sync\(|#include <cuda"
+    kernels = [p for p in SOURCES if "cuda" in p.parts and not {"common", "emulator"} & set(p.parts)]
+    assert kernels
+    outside = [p for p in kernels if re.search(words, p.read_text())]
+    assert not outside, f"Device code outside csrc/cuda/common: {outside}."
 
 
 def test_environment_variables_are_read_in_one_place():

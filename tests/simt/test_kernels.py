@@ -1,0 +1,205 @@
+"""Every GPU kernel, in the emulator, on every problem of the edge corpora that it accepts: guarded and poisoned buffers
+and workspace, seeded orders of threads, equality on integers and the bound on real values.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from fastconv import registry
+from fastconv.problem import Problem
+from fastconv.testing import corpus, emulator, fuzz, inputs
+from fastconv.testing.check import check_conv
+from fastconv.testing.check_pool import KINDS, check_pool
+from fastconv.testing.inputs import DTYPES
+
+LAYOUTS = ("nhwc", "nchw")
+INDICES = {"maxpool2d": ("none", "u8", "i64"), "adaptivemax2d": ("none", "i64")}
+CONVOLUTIONS = [k for k in emulator.rows() if k.op == "conv2d"]
+POOLS = [k for k in emulator.rows() if k.op != "conv2d"]
+PLAIN = {"bias": False, "residual": False, "activation": "none", "alpha": 0.0, "out_offset": 0, "out_channels": 0}
+SOME = 3  # a brief run takes every third problem, of each dtype and layout another third
+RANDOM_PROBLEMS, ALL_RANDOM_PROBLEMS = 12, 200
+RANDOM_FLOPS = 2e5
+# Tiles that a corpus of small problems does not reach: 128 x 128, whole and with edges.
+LARGE = (
+    "n2c24h33w35_k130r2s3_p1x0_bf16nhwc_bias_res_relu",
+    "n2c100h33w35_k24r2s3_p1x0_f16nhwc_dgrad",
+    "n2c100h34w35_k12r3s2_u2x1_p1_tf32nhwc_dgrad",
+)
+
+
+def convolutions(kernel, dtype):
+    """Problems of the corpus that the kernel accepts."""
+    for base in corpus.load("edge_conv"):
+        for layout in LAYOUTS:
+            changes = {"pass_": kernel.pass_, "layout": layout, "dtype": dtype}
+            if kernel.pass_ == "wgrad":
+                changes |= PLAIN
+            elif kernel.pass_ == "dgrad" and base.out_channels:
+                changes |= {"out_channels": base.c + base.out_offset + 5}
+            problem = base.replace(**changes)
+            if kernel.refuses(problem) is None:
+                yield problem
+
+
+def pools(kernel, dtype):
+    for base in corpus.load("edge_pool"):
+        for layout in LAYOUTS:
+            for index in INDICES.get(base.op, ("none",)):
+                problem = base.replace(pass_=kernel.pass_, layout=layout, dtype=dtype, index=index)
+                if kernel.computes(problem) and kernel.refuses(problem) is None:
+                    yield problem
+
+
+def check(kernel, problem, i: int, integer: bool) -> None:
+    """One convolution; two of three calls have aligned buffers, which the vector paths need."""
+    try:
+        check_conv(
+            kernel,
+            problem,
+            seed=i,
+            integer=integer,
+            offset=(0, 0, i % 16)[i % 3],
+            weight_channels_last=bool(i % 2),
+            weight_gap=(0, 0, 1)[i % 3],
+            threads=i,
+        )
+    except (AssertionError, RuntimeError) as error:
+        raise AssertionError(f"{kernel.name} on {problem}, i={i}, integer={integer}: {error}") from None
+
+
+def some(problems, dtype: str):
+    """Every third problem, numbered; which third depends on the dtype."""
+    first = list(DTYPES).index(dtype) % SOME
+    return ((i, problem) for i, problem in enumerate(problems) if i % SOME == first)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
+@pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
+def test_convolutions_agree_with_the_oracle(kernel, dtype):
+    for i, problem in some(convolutions(kernel, dtype), dtype):
+        check(kernel, problem, i // SOME, integer=i % 2 == 0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
+@pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
+def test_all_convolutions_agree_with_the_oracle(kernel, dtype):
+    for i, problem in enumerate(convolutions(kernel, dtype)):
+        check(kernel, problem, i, integer=True)
+        check(kernel, problem, i + 1, integer=False)
+
+
+def random_problems(kernel, count: int) -> list[Problem]:
+    rng, found = random.Random(kernel.name), []
+    while len(found) < count:
+        problem = fuzz.random_problem(rng, max_flops=RANDOM_FLOPS, pass_=kernel.pass_)
+        problem = problem.replace(dtype=rng.choice(("f32", "tf32", "f16", "bf16")))
+        if kernel.refuses(problem) is None:
+            found.append(problem)
+    return found
+
+
+@pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
+def test_random_convolutions_in_three_orders(kernel):
+    for i, problem in enumerate(random_problems(kernel, RANDOM_PROBLEMS)):
+        for order in range(3):
+            check(kernel, problem, 3 * i + order, integer=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
+def test_many_random_convolutions_in_three_orders(kernel):
+    for i, problem in enumerate(random_problems(kernel, ALL_RANDOM_PROBLEMS)):
+        for order in range(3):
+            check(kernel, problem, 3 * i + order, integer=True)
+
+
+@pytest.mark.parametrize("gap", [0, 4, 8])
+def test_filters_that_are_slices_of_channels_last_ones(gap):
+    """Rows whose distance is no multiple of 16 bytes cannot be read in place; the bits are the same either way."""
+    problem = Problem("n1c16h5w6_k24r1s1_bf16nhwc")
+    kernel = emulator.kernel("conv2d/fprop_igemm_sm80")
+    operands = inputs.make(problem, 3, integer=False)
+    wide = torch.full((24, 16 + gap, 1, 1), math.nan, dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    wide[:, :16] = operands.second
+    results = []
+    for filter in (operands.second.contiguous(), wide[:, :16]):
+        out = torch.zeros(inputs.shapes(problem)["y"], dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
+        results.append(kernel.run(problem, out=out, x=operands.first, w=filter))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("text", LARGE)
+def test_large_tiles(text):
+    """Both ways of loading: aligned, and off alignment."""
+    problem = Problem(text)
+    kernel = emulator.kernel(f"conv2d/{problem.pass_}_igemm_sm80")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("window", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_rows_slide(window, stride, dtype):
+    """Each compiled width and stride, and gradients, whose taps run the other way; channels past a block's 64."""
+    for pass_, row_stride in (("fprop", stride), ("dgrad", 1), ("dgrad", stride)):
+        geometry = f"r3s{window}_u2x{row_stride}_p1x{window // 2}"
+        problem = Problem(f"n2c72h6w11_k72{geometry}_g72_{dtype}nhwc").replace(pass_=pass_)
+        check(emulator.kernel(f"dwconv2d/{pass_}_depthwise_simt"), problem, 0, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
+def test_pools_agree_with_the_oracle(kernel, dtype):
+    for i, problem in enumerate(pools(kernel, dtype)):
+        for kind in KINDS:
+            if kind == "special" and (problem.pass_ == "dgrad" or "avg" in problem.op):
+                continue
+            try:
+                check_pool(kernel, problem, kind=kind, seed=i, offset=(0, i % 16)[i % 2], threads=i)
+            except (AssertionError, RuntimeError) as error:
+                raise AssertionError(f"{kernel.name} on {problem}, i={i}, {kind}: {error}") from None
+
+
+@pytest.mark.parametrize("kernel", emulator.rows(), ids=lambda k: k.name)
+def test_every_kernel_accepts_a_problem(kernel):
+    listed = convolutions if kernel.op == "conv2d" else pools
+    assert any(True for dtype in ("f32", "tf32", "bf16") for _ in listed(kernel, dtype))
+
+
+def test_rows_stand_in_the_list_and_refuse_without_device_code():
+    """Until a build has device code, a tensor on a GPU stays PyTorch's, and the row says why."""
+    rows = {k.name: k for k in registry.kernels() if k.devices == ("cuda",)}
+    assert set(rows) >= {k.name for k in emulator.rows()}
+    problem = Problem("n2c32h9w8_k48r3s2_p1_f16nhwc")
+    assert "no device code" in rows["conv2d/fprop_igemm_sm80"].refuses(problem)
+    assert all(rows[k.name].deterministic for k in emulator.rows())
+
+
+def test_refusals_are_sentences():
+    for name, text, part in (
+        ("conv2d/fprop_igemm_sm80", "n1c8h5w6_k8r1s1_f32nhwc", "drop 13 of 23 mantissa bits"),
+        ("conv2d/fprop_igemm_simt", "n1c8h5w6_k8r1s1_bf16nhwc", "tensor cores are for bf16"),
+        ("conv2d/fprop_igemm_simt", "n1c8h5w6_k8r1s1_f64nhwc", "the problem is in f64"),
+        ("conv2d/fprop_igemm_sm80", "n1c8h5w6_k8r1s1_f16nhwc_packed", "not packed ones"),
+        ("conv2d/fprop_igemm_sm80", "n1c8h5w6_k8r1s1_f16nhwc_in3of60", "8 of a buffer's 60 channels"),
+        ("conv2d/dgrad_igemm_sm80", "n1c8h25w26_k8r9s9_u9_f16nhwc_dgrad", "the stride is 9"),
+        ("conv2d/fprop_igemm_sm80", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
+        ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
+        ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
+        ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
+    ):
+        assert part in emulator.kernel(name).refuses(Problem(text))
