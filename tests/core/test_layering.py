@@ -39,6 +39,7 @@ ALLOWED = {
         "graph",
     },
     "models": {"nn"},
+    "training": {"models"},
     "graph": {"_native", "problem", "registry", "settings", "dispatch", "kernels"},
 }
 FREE = {"cli", "__main__", "__init__"}  # the top of the house
