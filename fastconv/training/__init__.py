@@ -1,10 +1,10 @@
 """Training: the papers' recipes as data, runs that resume exactly, several processes through torchrun.
 
-    job = Job("lenet5_relu", "digits", recipe_for("lenet5_relu"))
-    trainer = Trainer(job)
-    trainer.run(on_epoch=lambda trainer, epoch: print(epoch))
-    trainer.save_weights("lenet.safetensors")
-    load_predictor("lenet5_relu", ["lenet.safetensors"])("digit.png")
+job = Job("lenet5_relu", "digits", recipe_for("lenet5_relu"))
+trainer = Trainer(job)
+trainer.run(on_epoch=lambda trainer, epoch: print(epoch))
+trainer.save_weights("lenet.safetensors")
+load_predictor("lenet5_relu", ["lenet.safetensors"])("digit.png")
 """
 
 from fastconv.training.checkpoint import CheckpointError

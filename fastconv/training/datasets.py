@@ -134,7 +134,9 @@ def _folder(path: Path, channels: int, seed: int) -> Data:
         classes, files, labels = _pictures(path)
         for label, name in enumerate(classes):
             if labels.count(label) == 1:
-                raise ValueError(f"The class {path / name} has one picture; one to learn from and one held out are two.")
+                raise ValueError(
+                    f"The class {path / name} has one picture; one to learn from and one held out are two."
+                )
         learned, held_out = _divide(labels, seed)
         train, held = (_chosen(files, labels, which, read) for which in (learned, held_out))
     return Data(os.fspath(path), classes, train, held)
@@ -144,7 +146,9 @@ def _pictures(path: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
     """Names of the classes, files, and the class of each file."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(folders) < 2:
-        raise ValueError(f"The folder {path} must have a folder of pictures for each class, at least two; it has {len(folders)}.")
+        raise ValueError(
+            f"The folder {path} must have a folder of pictures for each class, at least two; it has {len(folders)}."
+        )
     files, labels = [], []
     for label, folder in enumerate(folders):
         found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
@@ -153,5 +157,3 @@ def _pictures(path: Path) -> tuple[tuple[str, ...], list[Path], list[int]]:
         files += found
         labels += [label] * len(found)
     return tuple(folder.name for folder in folders), files, labels
-
-

@@ -54,7 +54,6 @@ class Batches:
         indices = self._epoch_order(epoch)[first : first + share]
         return self._collate([self._training_sample(epoch, index) for index in indices])
 
-
     @property
     def held_batches(self) -> int:
         """Batches of this process's share of the held-out pictures."""

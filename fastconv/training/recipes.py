@@ -52,7 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "lenet5": Recipe(
         batch=16,
         epochs=20,
-        rate=0.02,
+        rate=0.002,
         schedule=Steps(at=(2 / 20, 5 / 20, 8 / 20, 12 / 20), factor=0.5),
         augmentation=(Affine(degrees=10, shift=0.06, scale=0.1),),
         source="LeCun et al. 1998, section III: 20 passes, rates falling after 2, 5, 8 and 12 of them, distorted digits",
@@ -136,7 +136,7 @@ RECIPES: dict[str, Recipe] = {
         dropout=0.4,
         aux_weight=0.3,
         augmentation=(AreaCrop(), Flip(), Light()),
-        source="Szegedy et al. 2014, section 6; batch, initial rate and decay from the published Caffe model",
+        source="Szegedy et al. 2014, section 6; batch, rate, passes and decay from the published Caffe model",
         unlike=_WORKERS,
     ),
     "densenet*_cifar": Recipe(

@@ -36,13 +36,15 @@ class Team:
         return values
 
     def average_buffers(self, model: nn.Module) -> None:
-        """Running statistics become those of all shares; other buffers are the same everywhere already."""
-        if self.world == 1:
+        """Running statistics become the mean of all shares', so that every process holds the same state."""
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if self.world == 1 or not buffers:
             return
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                distributed.all_reduce(buffer)
-                buffer /= self.world
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        distributed.all_reduce(flat)
+        parts = (flat / self.world).split([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def agree(self, flag: bool) -> bool:
         """True everywhere as soon as it is true in one process."""

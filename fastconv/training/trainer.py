@@ -171,6 +171,7 @@ class Trainer:
                 f"{self.rate:g} may help."
             )
         self.optimizer.step()
+        self.team.average_buffers(self.model)
         self._average()
         self.sums.add(*counted)
         self.step += 1
@@ -196,7 +197,6 @@ class Trainer:
                     mean.copy_(value)
 
     def _finish_epoch(self) -> None:
-        self.team.average_buffers(self.model)
         loss, accuracy = self.sums.means()
         rate = self.optimizer.param_groups[0]["lr"]
         held_loss, held_accuracy = self.evaluate()
@@ -245,7 +245,9 @@ class Trainer:
             self.watch = Watch(**{**state["watch"], "best": float(state["watch"]["best"])})
             self.history = [Epoch(**row) for row in state["history"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"The checkpoint {path} lacks a part of the run's state: {error}") from error
+            raise checkpoint.CheckpointError(
+                f"The checkpoint {path} lacks a part of the run's state: {error}"
+            ) from error
 
     def save_weights(self, path: str | Path) -> None:
         """The evaluated weights under the names of the model's state dict, with what using them takes."""
