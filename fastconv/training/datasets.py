@@ -134,9 +134,7 @@ def _folder(path: Path, channels: int, seed: int) -> Data:
         classes, files, labels = _pictures(path)
         for label, name in enumerate(classes):
             if labels.count(label) == 1:
-                raise ValueError(
-                    f"The class {path / name} has one picture; one to learn from and one held out are two."
-                )
+                raise ValueError(f"The class {path / name} has one picture; learning and checking take two.")
         learned, held_out = _divide(labels, seed)
         train, held = (_chosen(files, labels, which, read) for which in (learned, held_out))
     return Data(os.fspath(path), classes, train, held)

@@ -55,7 +55,7 @@ RECIPES: dict[str, Recipe] = {
         rate=0.002,
         schedule=Steps(at=(2 / 20, 5 / 20, 8 / 20, 12 / 20), factor=0.5),
         augmentation=(Affine(degrees=10, shift=0.06, scale=0.1),),
-        source="LeCun et al. 1998, section III: 20 passes, rates falling after 2, 5, 8 and 12 of them, distorted digits",
+        source="LeCun et al. 1998, section III: 20 passes, slower after 2, 5, 8 and 12, distorted digits",
         unlike="The paper's rates are divided by second derivatives, one image a step; these are plain.",
     ),
     "lenet5_relu": Recipe(
@@ -94,7 +94,7 @@ RECIPES: dict[str, Recipe] = {
         dropout=0.5,
         augmentation=(Crop(), Flip()),
         source="Zeiler, Fergus 2013, section 3",
-        unlike="The paper takes ten fixed crops and scales filters of the first layer back to a root mean square of 0.1.",
+        unlike="The paper takes ten fixed crops and holds filters of the first layer to a root mean square of 0.1.",
     ),
     "vgg*": Recipe(
         batch=256,
@@ -207,7 +207,7 @@ RECIPES: dict[str, Recipe] = {
         memory=0.9,
         epsilon=1.0,
         augmentation=(AreaCrop(0.3), Flip()),
-        source="Howard et al. 2017, section 3.2: RMSprop as for Inception V3, no decay of depthwise filters, mild crops",
+        source="Howard et al. 2017, section 3.2: RMSprop as for Inception V3, no decay, mild crops",
         unlike=_WORKERS,
     ),
     "mobilenet_v2*": Recipe(

@@ -27,7 +27,7 @@ _TRIES = 20  # places tried for a shape before it is left out
 
 @dataclass(frozen=True)
 class Picture:
-    """uint8 `image` [3, H, W]; `boxes` [n, 4] as left, top, right, bottom in pixels, right and bottom one past the last;
+    """uint8 `image` [3, H, W]; `boxes` [n, 4] in pixels as left, top, right, bottom, the latter two one past the last;
     `labels` int64 [n]; `mask` int64 [H, W]: 0 the ground, 1 + label a shape."""
 
     image: Tensor

@@ -245,9 +245,7 @@ class Trainer:
             self.watch = Watch(**{**state["watch"], "best": float(state["watch"]["best"])})
             self.history = [Epoch(**row) for row in state["history"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(
-                f"The checkpoint {path} lacks a part of the run's state: {error}"
-            ) from error
+            raise checkpoint.CheckpointError(f"The checkpoint {path} lacks a part of its state: {error}") from error
 
     def save_weights(self, path: str | Path) -> None:
         """The evaluated weights under the names of the model's state dict, with what using them takes."""

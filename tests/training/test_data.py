@@ -104,11 +104,16 @@ def test_folders(folder: Path):
         open_data(str(folder), size=16, channels=3)
 
 
+def read_all(path: Path) -> None:
+    data = open_data(str(path), size=16, channels=3)
+    for index in range(len(data.train)):
+        data.train[index]
+
+
 def test_folders_that_cannot_be_learned(folder: Path):
     def refused(error: type[Exception], sentence: str, path: Path = folder) -> None:
         with pytest.raises(error, match=sentence):
-            data = open_data(str(path), size=16, channels=3)
-            [data.train[i] for i in range(len(data.train))]
+            read_all(path)
 
     refused(FileNotFoundError, "there is no folder", folder / "nothing")
     refused(ValueError, "it has 0", folder / "cat")
@@ -172,10 +177,10 @@ STEPS = (Crop(), Crop(1.1, 2), AreaCrop(), PaddedCrop(), Flip(), ColourShift(), 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_augmentation_is_by_the_generator_alone(step):
-    outputs = [augmented(picture(), (step,), 32, generator_for(seed)) for seed in (0, 0, 3)]
+    outputs = [augmented(picture(), (step,), 32, generator_for(seed)) for seed in (0, 0, *range(1, 9))]
     assert outputs[0].shape == (3, 32, 32) and outputs[0].isfinite().all()
     assert torch.equal(outputs[0], outputs[1])
-    assert not torch.equal(outputs[0], outputs[2])
+    assert not all(torch.equal(outputs[0], output) for output in outputs[2:])
 
 
 def test_central_and_ten_crops():
@@ -184,7 +189,7 @@ def test_central_and_ten_crops():
     crops = ten_crops(image, 28, 32 / 28)
     assert torch.equal(crops[0], image[:, :28, :28]) and torch.equal(crops[3], image[:, 4:, 36:])
     assert torch.equal(crops[5:], crops[:5].flip(3))
-    assert torch.equal(normalize(torch.full((3, 2, 2), 0.5), CIFAR)[0, 0, 0], torch.tensor((0.5 - 0.4914) / 0.2470))
+    assert normalize(torch.full((3, 2, 2), 0.5), CIFAR)[0, 0, 0].item() == pytest.approx((0.5 - 0.4914) / 0.2470)
 
 
 def test_schedules():
