@@ -42,7 +42,8 @@ def train(
 ) -> None:
     """Train a network by its paper's recipe. Under torchrun, by as many processes as it starts."""
     from fastconv.models import model_info
-    from fastconv.training import Job, Trainer, recipe_for, team
+    from fastconv.models.detection import DETECTORS
+    from fastconv.training import DetectorTrainer, Job, Trainer, recipe_for, team
 
     arguments.positive(epochs, "--epochs")
     arguments.positive(batch, "--batch")
@@ -54,7 +55,9 @@ def train(
     if rate is not None and not 0 < rate < float("inf"):
         raise UserError(f"--rate must be a positive number, but is {rate}.")
     try:
-        model_info(model)
+        kind = DetectorTrainer if model in DETECTORS else Trainer
+        if kind is Trainer:
+            model_info(model)
         recipe = recipe_for(model)
         changes = {"epochs": epochs, "batch": batch, "rate": rate}
         recipe = dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
@@ -63,7 +66,7 @@ def train(
             return
         with team() as present:
             job = Job(model, data, recipe, size, seed, precision, layers)
-            trainer = Trainer(job, team=present)
+            trainer = kind(job, team=present)
             folder = _folder(out or Path("runs") / f"{model}-{Path(data).name}", resume, present)
             if resume:
                 trainer.load(folder / RUN)
@@ -116,7 +119,7 @@ def _run(trainer: Trainer, folder: Path, every: int) -> None:
                 trainer.save_weights(folder / BEST)
             trainer.save(folder / RUN)
             if first:
-                screen.print(_line(epoch, time.monotonic() - started), highlight=False)
+                screen.print(_line(trainer.measures, epoch, time.monotonic() - started), highlight=False)
                 _write(trainer, folder)
                 save_curves(trainer.history, folder / CURVES, f"{trainer.job.model} on {trainer.data.name}")
 
@@ -129,8 +132,8 @@ def _run(trainer: Trainer, folder: Path, every: int) -> None:
     if first and trainer.history:
         last = trainer.history[-1]
         screen.print(
-            f"{trainer.job.model} on {trainer.data.name}: held-out accuracy {last.held_accuracy:.2%} at the end, "
-            f"{best:.2%} at best ({folder / BEST}); {time.monotonic() - started:.0f} s",
+            f"{trainer.job.model} on {trainer.data.name}: held-out {trainer.measures[1]} {last.held_accuracy:.2%} at the "
+            f"end, {best:.2%} at best ({folder / BEST}); {time.monotonic() - started:.0f} s",
             highlight=False,
         )
 
@@ -183,10 +186,10 @@ def _recipe(name: str, recipe: Recipe) -> Table:
     return table
 
 
-def _line(epoch: Epoch, seconds: float) -> str:
+def _line(measures: tuple[str, str], epoch: Epoch, seconds: float) -> str:
     return (
-        f"epoch {epoch.epoch:3}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.2%}; held out: loss "
-        f"{epoch.held_loss:.4f}, accuracy {epoch.held_accuracy:.2%}; rate {epoch.rate:.3g}; {seconds:.0f} s"
+        f"epoch {epoch.epoch:3}: loss {epoch.loss:.4f}, {measures[0]} {epoch.accuracy:.2%}; held out: loss "
+        f"{epoch.held_loss:.4f}, {measures[1]} {epoch.held_accuracy:.2%}; rate {epoch.rate:.3g}; {seconds:.0f} s"
     )
 
 

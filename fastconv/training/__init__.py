@@ -9,6 +9,8 @@ load_predictor("lenet5_relu", ["lenet.safetensors"])("digit.png")
 
 from fastconv.training.checkpoint import CheckpointError
 from fastconv.training.datasets import Data, Samples, open_data
+from fastconv.training.detector import DetectorTrainer
+from fastconv.training.objects import open_objects
 from fastconv.training.predict import Prediction, Predictor, load_predictor
 from fastconv.training.recipes import RECIPES, Recipe, recipe_for
 from fastconv.training.team import Team, team
@@ -18,6 +20,7 @@ __all__ = [
     "RECIPES",
     "CheckpointError",
     "Data",
+    "DetectorTrainer",
     "Epoch",
     "Job",
     "Prediction",
@@ -28,6 +31,7 @@ __all__ = [
     "Trainer",
     "load_predictor",
     "open_data",
+    "open_objects",
     "recipe_for",
     "team",
 ]

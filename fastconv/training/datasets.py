@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ _BORDER = 1 / 16  # of the picture, around a digit
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled pictures: `get(i)` is the uint8 image [C, H, W] and its class, or its mask of classes int64 [H, W]."""
+    """Labelled pictures: `get(i)` is the uint8 image [C, H, W] and its class, or what its task
+    has for one: a mask of classes int64 [H, W], or boxes float [n, 5] with their classes before them."""
 
     count: int
     get: Callable[[int], tuple[Tensor, int | Tensor]]
@@ -47,6 +49,7 @@ class Data:
     train: Samples
     held: Samples
     mirrored: bool = True
+    task: Literal["class", "pixels", "boxes"] = "class"
 
 
 def open_data(word: str, *, size: int, channels: int, seed: int = 0, dense: bool = False) -> Data:
@@ -75,13 +78,13 @@ def _digits(size: int, channels: int, seed: int) -> Data:
     digits = F.interpolate(digits, (size - 2 * border,) * 2, mode="bicubic", align_corners=False).clamp(0, 1)
     images = (F.pad(digits, (border,) * 4) * 255).round().to(torch.uint8).expand(-1, channels, -1, -1)
     labels = torch.from_numpy(bunch.target).tolist()
-    learned, held = _divide(labels, seed)
+    learned, held = divide(labels, seed)
     classes = tuple(str(digit) for digit in range(10))
     parts = [_chosen(list(images), labels, which) for which in (learned, held)]
     return Data("digits", classes, *parts, mirrored=False)
 
 
-def _divide(labels: list[int], seed: int) -> tuple[list[int], list[int]]:
+def divide(labels: list[int], seed: int) -> tuple[list[int], list[int]]:
     """Indices to learn from and held out: a fifth of every class, at least one picture."""
     learned, held = [], []
     for label in sorted(set(labels)):
@@ -111,7 +114,7 @@ def _shapes(size: int, channels: int, seed: int, dense: bool) -> Data:
 
     classes = ("ground", *SHAPES) if dense else SHAPES
     train, held = Samples(_SHAPES_TRAIN, partial(get, _SHAPES_HELD)), Samples(_SHAPES_HELD, partial(get, 0))
-    return Data("shapes", classes, train, held)
+    return Data("shapes", classes, train, held, task="pixels" if dense else "class")
 
 
 def _gray(image: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ def _folder(path: Path, channels: int, seed: int) -> Data:
         for label, name in enumerate(classes):
             if labels.count(label) == 1:
                 raise ValueError(f"The class {path / name} has one picture; learning and checking take two.")
-        learned, held_out = _divide(labels, seed)
+        learned, held_out = divide(labels, seed)
         train, held = (_chosen(files, labels, which, read) for which in (learned, held_out))
     return Data(os.fspath(path), classes, train, held)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fastconv.models.images import Normalization
-from fastconv.training.augment import Flip, Step, augmented, central, margin
+from fastconv.training.augment import ColourShift, Flip, Light, Step, augmented, central, margin, resize
 from fastconv.training.chance import generator_for
 from fastconv.training.datasets import Data, Samples
 
 _FULL_RANGE = 255
+_NOTHING = -1.0  # the class, and the box, where an image has fewer objects than another of its batch
+_UNMOVED = (Flip, ColourShift, Light)  # what pictures with boxes may be augmented by
 
 
 @dataclass
@@ -37,6 +40,10 @@ class Batches:
     def __post_init__(self) -> None:
         if not self.data.mirrored:
             self.augmentation = tuple(step for step in self.augmentation if not isinstance(step, Flip))
+        if self.data.task == "boxes":
+            moving = [step for step in self.augmentation if not isinstance(step, _UNMOVED)]
+            if moving:
+                raise ValueError(f"Pictures with boxes cannot be augmented by {moving[0]}.")
         self.batch = min(self.batch, len(self.data.train))
         if self.batch % self.world:
             raise ValueError(f"A batch of {self.batch} pictures cannot be shared evenly by {self.world} processes.")
@@ -53,6 +60,11 @@ class Batches:
         first = within * self.batch + self.rank * share
         indices = self._epoch_order(epoch)[first : first + share]
         return self._collate([self._training_sample(epoch, index) for index in indices])
+
+    @property
+    def all_held(self) -> Batches:
+        """The same held-out pictures for a process that sees them all."""
+        return self if self.world == 1 else replace(self, rank=0, world=1)
 
     @property
     def held_batches(self) -> int:
@@ -75,7 +87,14 @@ class Batches:
         image, target = self.data.train[index]
         generator = generator_for("augmentation", self.seed, epoch, index)
         image = image.float() / _FULL_RANGE
-        if isinstance(target, Tensor):  # what moves pixels moves their classes
+        if self.data.task == "boxes":
+            image, target = fitted(image, target, self.size)
+            for step in self.augmentation:
+                before, image = image, step(image, self.size, generator)
+                if isinstance(step, Flip) and not torch.equal(before, image):
+                    target = mirrored(target, self.size)
+            return self._normalize(image), target
+        if self.data.task == "pixels":  # what moves pixels moves their classes
             both = torch.cat([image, target[None].float()])
             both = augmented(both, tuple(s for s in self.augmentation if isinstance(s, Flip)), self.size, generator)
             return self._normalize(both[:-1]), both[-1].long()
@@ -83,7 +102,10 @@ class Batches:
 
     def _held_sample(self, samples: Samples, index: int) -> tuple[Tensor, Tensor]:
         image, target = samples[index]
-        share = 1.0 if isinstance(target, Tensor) else margin(self.augmentation)
+        if self.data.task == "boxes":
+            image, target = fitted(image.float() / _FULL_RANGE, target, self.size)
+            return self._normalize(image), target
+        share = 1.0 if self.data.task == "pixels" else margin(self.augmentation)
         return self._normalize(central(image.float() / _FULL_RANGE, self.size, share)), torch.as_tensor(target)
 
     def _normalize(self, image: Tensor) -> Tensor:
@@ -92,7 +114,21 @@ class Batches:
     @staticmethod
     def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, targets = zip(*samples, strict=True)
+        if targets[0].dim() == 2 and targets[0].is_floating_point():  # boxes: as many rows for every picture
+            targets = pad_sequence(targets, batch_first=True, padding_value=_NOTHING).unbind()
         return torch.stack(images), torch.stack(targets)
+
+
+def fitted(image: Tensor, objects: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The picture stretched to size x size, and its boxes with it."""
+    scale = torch.tensor([1.0, size / image.shape[2], size / image.shape[1]])
+    return resize(image, size, size), objects * scale[[0, 1, 2, 1, 2]]
+
+
+def mirrored(objects: Tensor, size: int) -> Tensor:
+    """[n, 5] of a picture that is `size` wide, after it was flipped."""
+    label, left, top, right, bottom = objects.unbind(1)
+    return torch.stack([label, size - right, top, size - left, bottom], dim=1)
 
 
 def normalize(image: Tensor, normalization: Normalization) -> Tensor:

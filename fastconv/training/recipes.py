@@ -261,6 +261,17 @@ RECIPES: dict[str, Recipe] = {
         source="Long et al. 2014, section 4.3",
         unlike="The paper doubles the rate of biases and starts from a trained VGG-16.",
     ),
+    "yolo_small": Recipe(
+        batch=16,
+        epochs=20,
+        rate=2e-3,
+        schedule=Cosine(),
+        optimizer="adam",
+        decay=0.05,
+        warmup=1,
+        augmentation=(Flip(), Light(0.2)),
+        source="our own; of the kind of Ge et al. 2021 (YOLOX)",
+    ),
     "plain*": Recipe(
         batch=256,
         epochs=120,

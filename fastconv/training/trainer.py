@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.models.registry import create_model, layer_module, model_info
+from fastconv.models.registry import ModelInfo, create_model, layer_module, model_info
 from fastconv.training import checkpoint
 from fastconv.training.augment import margin
 from fastconv.training.chance import drawing_for
@@ -81,9 +81,11 @@ class Sums:
 class Trainer:
     """One run: `run()` does what is left of it, `save` and `load` keep and take up its state."""
 
+    measures = ("accuracy", "accuracy")  # what an epoch's `accuracy` and `held_accuracy` are
+
     def __init__(self, job: Job, *, team: Team | None = None, data: Data | None = None) -> None:
         self.job, self.team = job, team or Team()
-        info, recipe = model_info(job.model), job.recipe
+        info, recipe = self._info(), job.recipe
         self.info, self.size = info, info.image_size if job.size is None else job.size
         layer_module(job.layers)
         if recipe.epochs < 1 or recipe.batch < 1 or not (0 < recipe.rate < math.inf):
@@ -93,20 +95,28 @@ class Trainer:
             )
         if job.precision not in ("float32", "bfloat16"):
             raise ValueError(f"The argument precision={job.precision!r} must be 'float32' or 'bfloat16'.")
-        self.data = data or open_data(
-            job.data, size=self._drawn_size(), channels=info.channels, seed=job.seed, dense=info.dense
-        )
+        self.data = data or self._open()
         self.batches = Batches(
             *(self.data, recipe.batch, self.size, info.normalization, recipe.augmentation),
             *(job.seed, self.team.rank, self.team.world),
         )
         with drawing_for("weights", job.seed):
-            self.model = build(job, len(self.data.classes)).to(memory_format=torch.channels_last)
+            self.model = self._build().to(memory_format=torch.channels_last)
         self._call = self.team.wrap(self.model)
         self.average = copy.deepcopy(self.model) if recipe.average is not None else None
         self.optimizer = _optimizer(self.model, recipe)
         self.step, self.sums, self.watch = 0, Sums(), Watch()
         self.history: list[Epoch] = []
+
+    def _info(self) -> ModelInfo:
+        return model_info(self.job.model)
+
+    def _open(self) -> Data:
+        options = {"channels": self.info.channels, "seed": self.job.seed, "dense": self.info.dense}
+        return open_data(self.job.data, size=self._drawn_size(), **options)
+
+    def _build(self) -> nn.Module:
+        return build(self.job, len(self.data.classes))
 
     def _drawn_size(self) -> int:
         """Pictures that are made for the run are made as large as evaluation wants them."""
@@ -161,9 +171,8 @@ class Trainer:
         with drawing_for("step", self.job.seed, self.step, self.team.rank):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.job.precision == "bfloat16"):
                 outputs = self._call(images)
-            loss = self._loss(outputs, targets)
+            loss, counted = self._loss(outputs, targets)
             loss.backward()
-        counted = torch.tensor([loss.item() * targets.numel(), _right(outputs, targets), targets.numel()])
         counted = self.team.sum(counted.double()).tolist()
         if not math.isfinite(counted[0]):
             raise ArithmeticError(
@@ -177,12 +186,13 @@ class Trainer:
         self.step += 1
         return counted[0] / counted[2]
 
-    def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """Cross entropy; the logits of auxiliary classifiers count by their weight."""
+    def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy, where the logits of auxiliary classifiers count by their weight; and what `Sums` adds."""
         parts = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         recipe = self.job.recipe
         losses = [F.cross_entropy(part.float(), targets, label_smoothing=recipe.smoothing) for part in parts]
-        return losses[0] + recipe.aux_weight * sum(losses[1:])
+        loss = losses[0] + recipe.aux_weight * sum(losses[1:])
+        return loss, torch.tensor([loss.item() * targets.numel(), _right(outputs, targets), targets.numel()])
 
     def _average(self) -> None:
         """The averaged weights move towards the present ones; young averages move faster."""
