@@ -132,8 +132,8 @@ def _run(trainer: Trainer, folder: Path, every: int) -> None:
     if first and trainer.history:
         last = trainer.history[-1]
         screen.print(
-            f"{trainer.job.model} on {trainer.data.name}: held-out {trainer.measures[1]} {last.held_accuracy:.2%} at the "
-            f"end, {best:.2%} at best ({folder / BEST}); {time.monotonic() - started:.0f} s",
+            f"{trainer.job.model} on {trainer.data.name}: held-out {trainer.measures[1]} {last.held_accuracy:.2%} at "
+            f"the end, {best:.2%} at best ({folder / BEST}); {time.monotonic() - started:.0f} s",
             highlight=False,
         )
 

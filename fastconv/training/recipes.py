@@ -263,7 +263,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "yolo_small": Recipe(
         batch=16,
-        epochs=20,
+        epochs=10,
         rate=2e-3,
         schedule=Cosine(),
         optimizer="adam",

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastconv.cli.arguments import _declare_torchvision_operators
 from fastconv.functional import boxes as ours
+from tests import third_party
 
-_declare_torchvision_operators()
-torchvision = pytest.importorskip("torchvision.ops")
+torchvision = third_party.torchvision().ops
 
 
 def random_boxes(count: int, seed: int = 0, size: float = 40.0) -> Tensor:
@@ -69,9 +68,12 @@ def regions(seed: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(("output", "scale", "ratio"), [(7, 0.5, 2), ((3, 5), 1.0, 1), ((2, 4), 0.25, 3)])
-def test_roi_align_is_torchvisions(output, scale: float, ratio: int, aligned: bool):
+def test_roi_align_is_torchvisions(monkeypatch, output, scale: float, ratio: int, aligned: bool):
+    """Regions within the image: torchvision's Python form repeats the border without end, its compiled one does not."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     x = torch.rand(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
     rois = regions().double()
+    rois[:, 1:] = rois[:, 1:].clamp(0, 19 / scale)
     fallback = sys.modules["torchvision.ops.roi_align"]._roi_align
     rows, columns = (output, output) if isinstance(output, int) else output
     theirs = fallback(x, rois, scale, rows, columns, ratio, aligned)
@@ -80,6 +82,14 @@ def test_roi_align_is_torchvisions(output, scale: float, ratio: int, aligned: bo
     weight = torch.rand_like(result)
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (result, theirs)]
     assert torch.allclose(*gradients)
+
+
+def test_roi_align_beside_the_image_is_nothing():
+    x = torch.ones(1, 1, 8, 8)
+    rois = torch.tensor([[0.0, 20, 20, 24, 24], [0, 3, 3, 9, 9]])
+    result = ours.roi_align(x, rois, 2, 1.0, 2)
+    assert not result[0].any()
+    assert torch.equal(result[1, 0], torch.tensor([[1.0, 0.5], [0.5, 0.25]]))  # samples at 3.75, 5.25, 6.75, 8.25
 
 
 def naive_roi_pool(x: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:

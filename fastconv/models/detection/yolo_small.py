@@ -88,10 +88,10 @@ class YoloSmall(nn.Module):
         boxes, logits = self.read(output.float())
         owner = assign(centers(output), targets)
         found = owner >= 0
-        wanted = targets.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, targets.shape[2]))
-        overlap = generalized_iou(boxes[found], wanted[found][:, 1:])
+        wanted = targets[found.nonzero()[:, 0], owner[found]]
+        overlap = generalized_iou(boxes[found], wanted[:, 1:])
         goal = torch.zeros_like(logits)
-        goal[found, wanted[found][:, 0].long()] = overlap.detach().clamp(min=0)
+        goal[found, wanted[:, 0].long()] = overlap.detach().clamp(min=0)
         count = max(int(found.sum()), 1)
         # An empty cell counts by how sure it is of something (focal), a cell of an object by its overlap.
         weight = torch.where(goal > 0, goal, 0.75 * logits.detach().sigmoid().square())
@@ -132,6 +132,8 @@ def assign(at: Tensor, targets: Tensor) -> Tensor:
 
     A cell learns an object when its center lies in the box and within 1.5 strides of the box's center.
     """
+    if not targets.shape[1]:
+        return torch.full((len(targets), len(at)), -1, device=at.device)
     boxes = targets[..., 1:]
     middle = (boxes[..., :2] + boxes[..., 2:]) / 2
     x, y = at.unbind(-1)
@@ -140,7 +142,5 @@ def assign(at: Tensor, targets: Tensor) -> Tensor:
     near = (at - middle[:, :, None]).abs().amax(-1) < _NEAR * STRIDE
     learned = within & near & (targets[..., :1] >= 0)
     area = ((right - left) * (bottom - top)).expand(learned.shape)
-    if not targets.shape[1]:
-        return torch.full((len(targets), len(at)), -1, device=at.device)
     smallest, owner = torch.where(learned, area, float("inf")).min(dim=1)
     return torch.where(smallest.isfinite(), owner, -1)
