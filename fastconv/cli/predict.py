@@ -24,7 +24,8 @@ def predict(
     layers: Annotated[str, Option(help="Whose layers: fastconv or torch.")] = "fastconv",
     json: Annotated[Path | None, Option(help="Write every figure to this file.")] = None,
 ) -> None:
-    """Name the likeliest classes of pictures."""
+    """Name the likeliest classes of pictures, or, with a detector, what stands where in them."""
+    from fastconv.models.detection import DETECTORS
     from fastconv.training import load_predictor
 
     arguments.positive(top, "--top")
@@ -32,6 +33,13 @@ def predict(
     arguments.output_file(json)
     for path in image:
         arguments.input_file(path, "The picture")
+    if model in DETECTORS:
+        if ten_crops:
+            raise UserError("--ten-crops averages over classes; a detector has boxes.")
+        if len(checkpoint or []) != 1:
+            raise UserError(f"A detector takes one --checkpoint, and there are {len(checkpoint or [])}.")
+        _detect(model, image, checkpoint[0], layers, json)
+        return
     try:
         predictor = load_predictor(model, checkpoint or [], layers=layers)
         found = {str(path): predictor(path, top=top, ten=ten_crops) for path in image}
@@ -47,3 +55,31 @@ def predict(
 
         images = [{"image": path, **asdict(prediction)} for path, prediction in found.items()]
         results.write(json, {"kind": "predict", "model": model, "weights": predictor.told, "images": images})
+
+
+def _detect(model: str, images: list[Path], checkpoint: Path, layers: str, json: Path | None) -> None:
+    from fastconv.training import load_detector
+
+    try:
+        detector = load_detector(model, checkpoint, layers=layers)
+        found = {str(path): detector(path) for path in images}
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+    rows = {
+        path: [
+            {"class": detector.classes[label], "score": score, "box": [round(side, 1) for side in box]}
+            for box, score, label in zip(*(part.tolist() for part in things), strict=True)
+        ]
+        for path, things in found.items()
+    }
+    for path, things in rows.items():
+        title = f"{path} ({model}, {detector.told})"
+        table = Table("class", "", "left, top, right, bottom", title=title, title_justify="left")
+        for thing in things:
+            table.add_row(thing["class"], percent(thing["score"]), ", ".join(map(str, thing["box"])))
+        console().print(table)
+    if json:
+        from fastconv.profiling import results
+
+        content = [{"image": path, "found": things} for path, things in rows.items()]
+        results.write(json, {"kind": "detect", "model": model, "weights": detector.told, "images": content})

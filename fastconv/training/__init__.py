@@ -11,7 +11,7 @@ from fastconv.training.checkpoint import CheckpointError
 from fastconv.training.datasets import Data, Samples, open_data
 from fastconv.training.detector import DetectorTrainer
 from fastconv.training.objects import open_objects
-from fastconv.training.predict import Prediction, Predictor, load_predictor
+from fastconv.training.predict import Detector, Prediction, Predictor, load_detector, load_predictor
 from fastconv.training.recipes import RECIPES, Recipe, recipe_for
 from fastconv.training.team import Team, team
 from fastconv.training.trainer import Epoch, Job, Trainer
@@ -20,6 +20,7 @@ __all__ = [
     "RECIPES",
     "CheckpointError",
     "Data",
+    "Detector",
     "DetectorTrainer",
     "Epoch",
     "Job",
@@ -29,6 +30,7 @@ __all__ = [
     "Samples",
     "Team",
     "Trainer",
+    "load_detector",
     "load_predictor",
     "open_data",
     "open_objects",

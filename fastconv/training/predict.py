@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.models import imagenet_labels, load_weights, pretrained_path
-from fastconv.models.images import load_image, read_pixels
-from fastconv.models.registry import create_model, model_info
+from fastconv.models.detection import DETECTORS, Detections
+from fastconv.models.images import Normalization, load_image, read_pixels
+from fastconv.models.registry import create_model, layer_module, model_info
 from fastconv.training import checkpoint
-from fastconv.training.augment import central, ten_crops
+from fastconv.training.augment import central, resize, ten_crops
 from fastconv.training.loader import normalize
 
 _IMAGENET_CLASSES = 1000
+_SURE = 0.5  # score above which a detection is reported
 _FULL_RANGE = 255
 
 
@@ -71,6 +73,38 @@ def load_predictor(name: str, paths: Sequence[str | os.PathLike] = (), *, layers
     return _trained(name, paths, layers) if kinds == {True} else _published(name, paths, layers)
 
 
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector: a picture -> what was found in it, with boxes in the picture's own pixels."""
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    size: int
+    normalization: Normalization
+    told: str
+
+    @torch.no_grad()
+    def __call__(self, source: str | os.PathLike, *, score: float = _SURE) -> Detections:
+        """Detections surer than `score`, the surest first."""
+        image = _unit(source, channels=3)
+        height, width = image.shape[1:]
+        x = normalize(resize(image, self.size, self.size), self.normalization).unsqueeze(0)
+        (found,) = self.network.detect(self.network(x), score=score)
+        scale = torch.tensor([width, height, width, height]) / self.size
+        return found._replace(boxes=found.boxes * scale)
+
+
+def load_detector(name: str, path: str | os.PathLike, *, layers: str = "fastconv") -> Detector:
+    """The detector `name` with the weights of a training checkpoint; a CheckpointError where it does not fit."""
+    if name not in DETECTORS:
+        raise ValueError(f"The argument name={name!r} is not the name of a detector; there is {', '.join(DETECTORS)}.")
+    info = DETECTORS[name]
+    weights, state, (classes, size, _) = _read_trained(name, path)
+    network = info.build(layer_module(layers), num_classes=len(classes))
+    _load(network, weights, name, path)
+    return Detector(network, classes, size, info.normalization, f"trained on {state['job']['data']}")
+
+
 def _published(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Predictor:
     info = model_info(name)
     networks = []
@@ -95,23 +129,12 @@ def _trained(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Pred
     info = model_info(name)
     networks, uses = [], []
     for path in paths:
-        tensors, state = checkpoint.read(path)
-        try:
-            model, use = state["job"]["model"], (tuple(state["classes"]), state["size"], state["margin"])
-        except (KeyError, TypeError) as error:
-            raise checkpoint.CheckpointError(f"The checkpoint {path} lacks a part of its state: {error}.") from error
-        if model != name:
-            raise checkpoint.CheckpointError(f"The checkpoint {path} is one of {model}, not of {name}.")
+        weights, state, use = _read_trained(name, path)
         if uses and use != uses[0]:
             raise checkpoint.CheckpointError(f"The checkpoint {path} has other classes or sizes than {paths[0]}.")
         uses.append(use)
         network = create_model(name, layers=layers, num_classes=len(use[0]))
-        weights = checkpoint.under("average", tensors) or checkpoint.under("model", tensors) or tensors
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise checkpoint.CheckpointError(f"The checkpoint {path} does not fit {name}: {error}") from error
-        networks.append(network.eval())
+        networks.append(_load(network, weights, name, path))
     classes, size, margin = uses[0]
 
     def view(source: object, ten: bool) -> Tensor:
@@ -120,6 +143,27 @@ def _trained(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Pred
         return normalize(views, info.normalization)
 
     return Predictor(tuple(networks), classes, view, f"trained on {state['job']['data']}")
+
+
+def _read_trained(name: str, path: str | os.PathLike) -> tuple[dict[str, Tensor], dict, tuple]:
+    """Weights, state, and classes, size and margin of a training checkpoint of that model."""
+    tensors, state = checkpoint.read(path)
+    try:
+        model, use = state["job"]["model"], (tuple(state["classes"]), state["size"], state["margin"])
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"The checkpoint {path} lacks a part of its state: {error}.") from error
+    if model != name:
+        raise checkpoint.CheckpointError(f"The checkpoint {path} is one of {model}, not of {name}.")
+    weights = checkpoint.under("average", tensors) or checkpoint.under("model", tensors) or tensors
+    return weights, state, use
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], name: str, path: str | os.PathLike) -> nn.Module:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise checkpoint.CheckpointError(f"The checkpoint {path} does not fit {name}: {error}") from error
+    return network.eval()
 
 
 def _unit(source: object, channels: int) -> Tensor:

@@ -11,10 +11,22 @@ import torch
 from PIL import Image
 
 import fastconv.nn
-from fastconv.models.detection import Detections, YoloSmall
+from fastconv import cli
+from fastconv.models import layer_table
+from fastconv.models.detection import DETECTORS, Detections, YoloSmall
 from fastconv.models.detection.yolo_small import assign, centers
 from fastconv.models.images import CIFAR
-from fastconv.training import CheckpointError, Data, DetectorTrainer, Job, Samples, open_objects, recipe_for
+from fastconv.training import (
+    CheckpointError,
+    Data,
+    DetectorTrainer,
+    Job,
+    Samples,
+    load_detector,
+    load_predictor,
+    open_objects,
+    recipe_for,
+)
 from fastconv.training.augment import Crop, Flip
 from fastconv.training.loader import Batches
 from fastconv.training.precision import average_precision
@@ -176,6 +188,44 @@ def test_a_resumed_detector_has_the_same_bits(tmp_path: Path):
     part.save_weights(tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match="weights for use"):
         resumed.load(tmp_path / "weights.safetensors")
+
+
+def test_a_checkpoint_detects(tmp_path: Path, capsys):
+    """Boxes come back in the picture's own pixels; the command prints what the function finds."""
+    run = small_run()
+    run.run(stop=lambda: True)
+    run.save_weights(tmp_path / "weights.safetensors")
+    picture = tmp_path / "wide.png"
+    Image.effect_noise((96, 48), 80).convert("RGB").save(picture)
+    detector = load_detector("yolo_small", tmp_path / "weights.safetensors")
+    found = detector(picture, score=0.0)
+    assert len(found.boxes) and found.boxes[:, 2].max() > 48
+    assert found.boxes.max() <= 96 and found.boxes[:, [1, 3]].max() <= 48
+    assert (found.scores.diff() <= 0).all()
+    words = ("predict", "yolo_small", str(picture), "--checkpoint", str(tmp_path / "weights.safetensors"))
+    figures = tmp_path / "figures.json"
+    assert cli.main([*words, "--json", str(figures)]) == 0
+    (image,) = json.loads(figures.read_text())["images"]
+    assert len(image["found"]) == len(detector(picture).boxes)
+    for wrong, sentence in (
+        (("--ten-crops",), "a detector has boxes"),
+        (words[-2:], "takes one --checkpoint, and there are 2"),
+    ):
+        assert cli.main([*words, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="is one of yolo_small, not of lenet5"):
+        load_predictor("lenet5", [tmp_path / "weights.safetensors"])
+    with pytest.raises(ValueError, match="is not the name of a detector"):
+        load_detector("lenet5", tmp_path / "weights.safetensors")
+
+
+def test_the_facts_of_detectors():
+    for info in DETECTORS.values():
+        model = info.build(fastconv.nn, num_classes=info.classes)
+        table = layer_table(model, torch.empty(1, 3, info.image_size, info.image_size))
+        assert (table.parameters, table.multiply_adds) == (info.parameters, info.multiply_adds)
+    with pytest.raises(RuntimeError, match="multiples of 8"):
+        model(torch.empty(1, 3, 20, 20))
 
 
 @pytest.mark.full

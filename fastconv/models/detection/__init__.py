@@ -7,6 +7,6 @@ from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo
 
 # Name -> facts for six classes, as those of `fastconv.models.model_info`.
-DETECTORS = {"yolo_small": ModelInfo("yolo_small", YoloSmall, 96, IMAGENET, 0, 0, classes=6)}
+DETECTORS = {"yolo_small": ModelInfo("yolo_small", YoloSmall, 96, IMAGENET, 338_842, 59_480_064, classes=6)}
 
 __all__ = ["DETECTORS", "Detections", "YoloSmall"]
