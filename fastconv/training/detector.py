@@ -15,7 +15,8 @@ from fastconv.training.trainer import Job, Trainer
 
 class DetectorTrainer(Trainer):
     """A run of one of `fastconv.models.detection`: `accuracy` is the mean overlap of learned boxes with theirs,
-    `held_accuracy` the average precision at an overlap of 0.5."""
+    `held_accuracy` the average precision at an overlap of 0.5. Several processes average losses that each has divided
+    by the cells of its own share, so they differ from one process more than rounding does."""
 
     measures = ("overlap", "AP50")
 
