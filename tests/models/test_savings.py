@@ -17,7 +17,7 @@ def saved(name: str) -> list[Saving]:
 
 
 def test_separation_of_mobilenet():
-    """Table 4 of the paper: dense convolutions take 4866 M multiply-adds and 29.3 M parameters, these 569 M and 4.2 M."""
+    """Table 4 of the paper: 4866 M products and 29.3 M parameters with dense convolutions, 569 M and 4.2 M as it is."""
     (saving,) = saved("mobilenet_v1")
     stem, classifier = 3 * 32 * 9 * 112**2, 1024 * 1000
     assert (saving.idea, saving.places) == (SEPARATION, 13)
