@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastconv.cli import bench, compare, doctor, explain, models
+from fastconv.cli import bench, compare, doctor, explain, models, predict, train
 
 app = typer.Typer(
     name="fastconv",
@@ -19,6 +19,8 @@ app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
+app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from fastconv.cli.screen import console
 if TYPE_CHECKING:
     from fastconv.models.layer_table import LayerRow, LayerTable, View
     from fastconv.models.registry import ModelInfo
+    from fastconv.models.savings import Saving
 
 
 def models(
@@ -33,21 +35,25 @@ def models(
         console().print(_list(infos))
         content = {"kind": "models", "models": [_facts(info) for info in infos]}
     else:
-        info, layers, side = _layers(name, size)
+        info, layers, saved, side = _layers(name, size)
         console().print(_table(info, layers, side))
+        for saving in saved:
+            console().print(_saving(saving), highlight=False)
         rows = [_figures(row) for row in layers.rows]
-        content = {"kind": "layers", **_facts(info), "size": side, "totals": _totals(layers), "layers": rows}
+        content = {"kind": "layers", **_facts(info), "size": side, "totals": _totals(layers)}
+        content |= {"savings": [asdict(saving) for saving in saved], "layers": rows}
     if json:
         from fastconv.profiling import results
 
         results.write(json, content, lines="models" if name is None else "layers")
 
 
-def _layers(name: str, size: int | None) -> tuple[ModelInfo, LayerTable, int]:
-    """The layer table of a network built without storage."""
+def _layers(name: str, size: int | None) -> tuple[ModelInfo, LayerTable, list[Saving], int]:
+    """The layer table of a network built without storage, and what its convolutions save."""
     import torch
 
     from fastconv.models import create_model, layer_table, model_info
+    from fastconv.models.savings import savings
 
     if size is not None and size < 1:
         raise UserError(f"--size must be at least 1, but is {size}.")
@@ -55,7 +61,8 @@ def _layers(name: str, size: int | None) -> tuple[ModelInfo, LayerTable, int]:
         info = model_info(name)
         side = info.image_size if size is None else size
         with torch.device("meta"):
-            return info, layer_table(create_model(name), torch.empty(1, info.channels, side, side)), side
+            model, image = create_model(name), torch.empty(1, info.channels, side, side)
+            return info, layer_table(model, image), savings(model, image), side
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
 
@@ -95,6 +102,14 @@ def _table(info: ModelInfo, layers: LayerTable, side: int) -> Table:
             _by_axis([_jump(view) for view in row.views]),
         )
     return table
+
+
+def _saving(saving: Saving) -> str:
+    return (
+        f"{saving.idea}, {saving.places} times: {saving.multiply_adds / 1e9:.3g} G multiply-adds and "
+        f"{saving.weights / 1e6:.3g} M weights, where dense convolutions in their place would take "
+        f"{saving.dense_multiply_adds / 1e9:.3g} G and {saving.dense_weights / 1e6:.3g} M."
+    )
 
 
 def _by_axis(texts: list[str]) -> str:

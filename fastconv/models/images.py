@@ -74,6 +74,21 @@ def load_image(
     return ((pixels - mean) / std).unsqueeze(0).contiguous()
 
 
+def read_pixels(source: str | os.PathLike | numpy.ndarray | Image, channels: int = 3) -> Tensor:
+    """A picture as it is: uint8 [3, H, W], or [1, H, W] in gray for `channels` 1.
+
+    `source` is as in `load_image`. A file that is no picture raises a ValueError that names it.
+    """
+    try:
+        image = _open_rgb(source)
+    except (OSError, SyntaxError) as error:  # Pillow raises the second for some damaged files
+        raise ValueError(f"The picture {source} cannot be read: {error}.") from error
+    if channels == 1:
+        image = image.convert("L")
+    pixels = torch.from_numpy(_require("numpy", "numpy").array(image))
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+
+
 def sample_photographs() -> list[tuple[str, Image]]:
     """Six photographs as (name, RGB Pillow image): the ones scikit-image carries inside its package.
 

@@ -38,7 +38,8 @@ ALLOWED = {
         "kernels",
         "graph",
     },
-    "models": {"nn"},
+    "models": {"nn", "functional"},
+    "training": {"models", "functional"},
     "graph": {"_native", "problem", "registry", "settings", "dispatch", "kernels"},
 }
 FREE = {"cli", "__main__", "__init__"}  # the top of the house
