@@ -179,7 +179,7 @@ class Fingerprint {
   uint64_t look() {
     for (const Place& place : places_) {
       fetch(place.tensors, cache_line), fetch(place.keys, 2 * cache_line), fetch(place.tensor, cache_line);
-      fetch(place.memory, sizeof(at::TensorImpl));
+      fetch(place.memory, 2 * cache_line);
     }
     uint64_t sum = 0;
     const auto mix = [&](auto value) { sum = (sum ^ uint64_t(value)) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29; };
@@ -188,10 +188,11 @@ class Fingerprint {
       place.keys = reinterpret_cast<PyDictObject*>(place.tensors)->ma_keys;
       mix(reinterpret_cast<uintptr_t>(place.tensor));
       if (!place.tensor || !THPVariable_Check(place.tensor)) continue;
-      const at::Tensor& tensor = THPVariable_Unpack(place.tensor);
-      place.memory = tensor.unsafeGetTensorImpl();
-      if (tensor.has_storage()) mix(reinterpret_cast<uintptr_t>(tensor.storage().unsafeGetStorageImpl()));
-      if (!tensor.is_inference()) mix(tensor._version());
+      // Storage and version stand first in it; a tensor of inference mode has no version.
+      const at::TensorImpl* const tensor = THPVariable_Unpack(place.tensor).unsafeGetTensorImpl();
+      place.memory = tensor;
+      mix(reinterpret_cast<uintptr_t>(tensor->unsafe_storage().unsafeGetStorageImpl()));
+      if (tensor->version_counter().enabled()) mix(tensor->version_counter().current_version());
     }
     return sum;
   }

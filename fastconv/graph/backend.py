@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fastconv.graph.capture import CaptureError
 from fastconv.graph.optimize import Optimized
+from fastconv.graph.select import Policy
 
 
 def fastconv(
@@ -20,16 +22,17 @@ def fastconv(
 
     A graph whose result needs a gradient stays PyTorch's, and so does one that cannot be captured, with a warning.
     Weights are packed; the plan is made anew when a call brings others, or the same that were written meanwhile.
-    options: ``{"winograd": bool}``, as :func:`fastconv.optimize` has it. TypeError for any other.
+    options: ``{"winograd": bool, "tune": bool}``, as :func:`fastconv.optimize` has them. TypeError for any other.
     """
-    options = {"winograd": True} | (options or {})
-    if unknown := options.keys() - {"winograd"}:
-        raise TypeError(f"The fastconv backend has no option {min(unknown)!r}; its one option is 'winograd'.")
+    known = {field.name for field in fields(Policy)}
+    if unknown := (options or {}).keys() - known:
+        raise TypeError(f"The fastconv backend has no option {min(unknown)!r}; it has {' and '.join(sorted(known))}.")
+    policy = Policy(**(options or {}))
     needs_gradient = any(isinstance(t, Tensor) and t.requires_grad for t in example_inputs)
     if torch.is_grad_enabled() and needs_gradient:
         return graph_module.forward
     try:
-        return _Compiled(graph_module, example_inputs, options["winograd"])
+        return _Compiled(graph_module, example_inputs, policy)
     except CaptureError as error:
         warnings.warn(f"fastconv leaves a graph to PyTorch: {error}", stacklevel=2)
         return graph_module.forward
@@ -38,8 +41,8 @@ def fastconv(
 class _Compiled:
     """A plan for the graph with the parameters and buffers that stand among its inputs."""
 
-    def __init__(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any], winograd: bool):
-        self._graph_module, self._winograd = graph_module, winograd
+    def __init__(self, graph_module: fx.GraphModule, example_inputs: Sequence[Any], policy: Policy):
+        self._graph_module, self._policy = graph_module, policy
         _measure_sizes(graph_module)
         places = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
         pairs = list(enumerate(zip(places, example_inputs, strict=True)))
@@ -50,7 +53,7 @@ class _Compiled:
     def _make(self, inputs: Sequence[Any]) -> None:
         self._bound = _Bound(self._graph_module, {i: inputs[i] for i in self._fixed}, self._free)
         with torch._guards.tracing(None):  # sizes of this capture are none of the caller's guards
-            self._plan = Optimized(self._bound, tuple(inputs[i] for i in self._free), winograd=self._winograd)
+            self._plan = Optimized(self._bound, tuple(inputs[i] for i in self._free), self._policy)
 
     def __call__(self, *inputs: Any) -> Any:
         if any(inputs[i] is not t for i, t in self._bound.fixed().items()) or self._plan.changed():

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fastconv.graph import operators, partition
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
+from fastconv.graph.select import Policy
 from fastconv.graph.values import DTYPES
 
 
@@ -73,7 +74,7 @@ class Frozen(nn.Module):
         call = graph.call_function(function, (x, *(graph.create_node("get_attr", name) for name in tensors)), options)
         self._dtype, self._rank = tensors["weight"].dtype, 2 if function is operators.linear else 4
         part = partition.Part((call,), True, (x,), (call,))
-        self._plan = Plan(Network(graph, tensors), part, state["winograd"])
+        self._plan = Plan(Network(graph, tensors), part, Policy(winograd=state["winograd"]))
 
     def forward(self, x: Tensor) -> Tensor:
         """ValueError for another dtype or rank; RuntimeError for an input that requires a gradient."""

@@ -21,7 +21,7 @@ from fastconv.graph.network import Network
 from fastconv.graph.partition import Part
 from fastconv.graph.rules import LOWER
 from fastconv.graph.select import NoKernel, Selection
-from fastconv.graph.values import DTYPES, Buffer, Lowered, Step, Value, bytes_of, value_of
+from fastconv.graph.values import DTYPES, Buffer, Lowered, Step, Value, value_of
 from fastconv.problem import Problem
 
 
@@ -77,7 +77,7 @@ class Lowering:
 
     def fresh(self, like: torch.Size | tuple[int, ...], dtype: str) -> Value:
         value = value_of(like, dtype, Buffer("arena"))
-        value.buffer.block = memory.Block(value.elements * bytes_of(dtype))
+        value.buffer.block = memory.Block(value.bytes)
         return value
 
     def target(self, node: fx.Node) -> Value:
@@ -195,7 +195,8 @@ class Lowering:
                     blocks.append(block)
             workspaces.append(memory.Block(stage.workspace_bytes(threads), number, number))
         arena = memory.place(dict.fromkeys([*blocks, *workspaces]))
-        return Lowered(stages, workspaces, inputs, outputs, arena, threads)
+        results = memory.alive_at_once(self.nodes, lambda node: self.shapes[node].nbytes, self.outputs)
+        return Lowered(stages, workspaces, inputs, outputs, arena, results, threads)
 
 
 def _slice_words(side: str, value: Value) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import fx
 
 ALIGNMENT = 64
 
@@ -46,6 +48,20 @@ def place(blocks: Iterable[Block]) -> int:
         placed.append(block)
         end = max(end, at + block.bytes)
     return end
+
+
+def alive_at_once(nodes: Sequence[fx.Node], bytes_of: Callable[[fx.Node], int], outputs: Container[fx.Node]) -> int:
+    """The bytes that PyTorch would hold at its peak between these calls: each result until the call that last reads it.
+    What is handed in and out counts as little as it does in an arena."""
+    last = {source: i for i, node in enumerate(nodes) for source in node.all_input_nodes}
+    alive: dict[fx.Node, int] = {}
+    peak = 0
+    for i, node in enumerate(nodes):
+        if node not in outputs:
+            alive[node] = bytes_of(node)
+        peak = max(peak, sum(alive.values()))
+        alive = {node: size for node, size in alive.items() if last.get(node, -1) > i}
+    return peak
 
 
 def _aligned(at: int) -> int:

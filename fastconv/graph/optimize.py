@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,18 +13,21 @@ from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
 from fastconv.graph.capture import Captured, capture
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
-from fastconv.graph.report import Report
+from fastconv.graph.report import Report, StageTime
+from fastconv.graph.select import Policy
 from fastconv.graph.signature import Signature
 from fastconv.graph.stale import Watch
 from fastconv.graph.translate import translate
 
 
-def optimize(model: nn.Module, example_inputs: Any, *, winograd: bool = True) -> Optimized:
+def optimize(model: nn.Module, example_inputs: Any, *, tune: bool = False, winograd: bool = True) -> Optimized:
     """A module of the model's signature that runs its inference as plans: batch norms folded, epilogues fused, filters
     packed once, concatenations written in place, one native call between what stays PyTorch.
 
     model: in eval mode; it is read and not changed. example_inputs: a tensor, or a tuple of the arguments; sizes are
         fixed by them except the batch, which may vary where the model allows it.
+    tune: whether the kernels of convolutions are chosen by running every one that accepts, when a shape first comes (a
+        second or so for each layer), instead of by estimate. Do it on an idle machine.
     winograd: whether Winograd kernels may be chosen (see ``fastconv.config``).
 
     Raises ValueError for a model in training mode and CaptureError where torch.export cannot follow the model.
@@ -33,7 +37,7 @@ def optimize(model: nn.Module, example_inputs: Any, *, winograd: bool = True) ->
     if any(module.training for module in model.modules()):
         raise ValueError("optimize plans inference, but the model is in training mode: call model.eval() first.")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return Optimized(model, args, winograd=winograd)
+    return Optimized(model, args, Policy(winograd=winograd, tune=tune))
 
 
 class Optimized(nn.Module):
@@ -43,11 +47,11 @@ class Optimized(nn.Module):
     for ``refresh()`` and is no submodule: a plan has no parameters, cannot be trained, and does not move.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], *, winograd: bool):
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], policy: Policy):
         super().__init__()
         self.training = False
         self._source: list[nn.Module] = [model]  # in a list, so that it is no submodule
-        self._example, self.winograd = args, winograd
+        self._example, self.policy = args, policy
         self.refresh()
 
     def refresh(self) -> None:
@@ -73,7 +77,7 @@ class Optimized(nn.Module):
         self.network = network
         self.parts = partition.partition(network)
         self.units: list[Plan | partition.Part] = [
-            Plan(network, part, self.winograd) if part.planned else part for part in self.parts
+            Plan(network, part, self.policy) if part.planned else part for part in self.parts
         ]
         self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
 
@@ -85,16 +89,35 @@ class Optimized(nn.Module):
         """
         if name := self.changed():
             raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
-        values = self.signature.check(args, kwargs)
-        environment: dict[fx.Node, Any] = dict(zip(self._placeholders, values, strict=True))
+        environment = self._environment(args, kwargs)
         with torch.no_grad():
             for unit in self.units:
                 if isinstance(unit, Plan):
-                    inputs = [_dense(environment[node]) for node in unit.part.inputs]
-                    environment.update(zip(unit.part.outputs, unit(inputs), strict=True))
+                    environment.update(zip(unit.part.outputs, unit(_inputs(unit, environment)), strict=True))
                 else:
                     self.network.evaluate(unit.nodes, environment)
         return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
+
+    def timings(self, *args: Any, **kwargs: Any) -> list[StageTime]:
+        """Runs once, like a call, and gives the seconds of each stage in order; what PyTorch runs between plans is one
+        stage a part. Call it a few times and take medians: the first runs find nothing in the caches.
+        """
+        environment, times = self._environment(args, kwargs), []
+        with torch.no_grad():
+            for unit in self.units:
+                start = perf_counter()
+                if isinstance(unit, Plan):
+                    results, stages = unit.timed(_inputs(unit, environment))
+                    environment.update(zip(unit.part.outputs, results, strict=True))
+                    times += stages
+                else:
+                    self.network.evaluate(unit.nodes, environment)
+                    times.append(StageTime(tuple(node.name for node in unit.nodes), (), perf_counter() - start))
+        return times
+
+    def _environment(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[fx.Node, Any]:
+        values = self.signature.check(args, kwargs)
+        return dict(zip(self._placeholders, values, strict=True))
 
     def changed(self) -> str | None:
         """The name of a tensor of the source model that is not what the plan was made of, or None."""
@@ -121,7 +144,7 @@ class Optimized(nn.Module):
     def __setstate__(self, saved: dict[str, Any]) -> None:
         super().__init__()
         self.training, self._source, self._example, self._watch = False, [], None, None
-        network, self.signature, self.winograd = state.restore(saved)
+        network, self.signature, self.policy = state.restore(saved)
         self._watched = []
         self._arrange(network, finished=True)
 
@@ -145,6 +168,10 @@ def load_plan(path: Any) -> Optimized:
     plan = Optimized.__new__(Optimized)
     plan.__setstate__(state.read(path))
     return plan
+
+
+def _inputs(plan: Plan, environment: dict[fx.Node, Any]) -> list[Any]:
+    return [_dense(environment[node]) for node in plan.part.inputs]
 
 
 def _dense(value: Any) -> Any:

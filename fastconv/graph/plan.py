@@ -15,8 +15,10 @@ from fastconv import settings
 from fastconv._native import C
 from fastconv.graph import select
 from fastconv.graph.lower import lower
+from fastconv.graph.measure import by_measurement
 from fastconv.graph.network import Network
 from fastconv.graph.partition import Part
+from fastconv.graph.report import Footprint, StageTime
 from fastconv.graph.values import Lowered
 from fastconv.kernels import native
 
@@ -26,9 +28,10 @@ MOST_PROGRAMS = 8  # of one part; the oldest makes room
 class Plan:
     """Runs a part. Filters are packed once for all programs; programs may run side by side in any number of threads."""
 
-    def __init__(self, network: Network, part: Part, winograd: bool):
-        self.network, self.part, self.winograd = network, part, winograd
+    def __init__(self, network: Network, part: Part, policy: select.Policy):
+        self.network, self.part, self.policy = network, part, policy
         self.programs: dict[Any, Any] = {}
+        self.footprints: dict[Any, Footprint] = {}  # of the programs
         self.packed: dict[Any, Tensor] = {}
         self._lock = threading.Lock()
 
@@ -39,25 +42,40 @@ class Plan:
             return [values[node] for node in self.part.outputs]
         return self.program(inputs).run(inputs)
 
+    def timed(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[StageTime]]:
+        """The results, and what each stage of the program took."""
+        program = self.program(inputs)
+        results, seconds = program.timed(inputs)
+        stages = zip(program.stages, seconds, strict=True)
+        return results, [
+            StageTime(tuple(name for name, _ in steps), tuple(str(problem) for _, problem in steps), taken)
+            for steps, taken in stages
+        ]
+
     def program(self, inputs: Sequence[Tensor]) -> Any:
         """The program for inputs of these shapes and strides."""
         key = (settings.current(), torch.get_num_threads(), *((t.shape, t.stride()) for t in inputs))
         found = self.programs.get(key)
         if found is None:
             with self._lock:
-                found = self.programs.get(key) or self._add(key, self.lower(inputs).program())
+                found = self.programs.get(key) or self._add(key, inputs)
         return found
 
     def lower(self, inputs: Sequence[Tensor]) -> Lowered:
         active = settings.current()
-        active = replace(active, winograd=self.winograd and active.winograd)
-        return lower(self.network, self.part, inputs, partial(select.by_estimate, active=active), self._pack)
+        active = replace(active, winograd=self.policy.winograd and active.winograd)
+        choose = by_measurement if self.policy.tune else select.by_estimate
+        return lower(self.network, self.part, inputs, partial(choose, active=active), self._pack)
 
-    def _add(self, key: Any, program: Any) -> Any:
+    def _add(self, key: Any, inputs: Sequence[Tensor]) -> Any:
         if len(self.programs) >= MOST_PROGRAMS:
-            self.programs.pop(next(iter(self.programs)))
-        self.programs[key] = program
-        return program
+            oldest = next(iter(self.programs))
+            del self.programs[oldest], self.footprints[oldest]
+        lowered = self.lower(inputs)
+        shapes = tuple(tuple(t.shape) for t in inputs)
+        self.footprints[key] = Footprint(shapes, lowered.arena_bytes, lowered.results_bytes)
+        self.programs[key] = lowered.program()
+        return self.programs[key]
 
     def _pack(self, selection: select.Selection, name: str, filter: Tensor) -> Tensor:
         row = selection.kernel.native

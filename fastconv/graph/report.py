@@ -13,18 +13,47 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class StageTime:
+    """What one stage of a plan took in one run: a kernel, several that run together in strips, or operators that
+    PyTorch ran (without problems)."""
+
+    kernels: tuple[str, ...]
+    problems: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of one program, for inputs of these shapes, beside its weights.
+
+    arena: bytes of one run's arena. results: what PyTorch would hold at its peak for the same operators.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    arena: int
+    results: int
+
+    def __str__(self) -> str:
+        inputs = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
+        return f"for {inputs}: an arena of {self.arena / 1e6:.1f} MB; in PyTorch {self.results / 1e6:.1f} MB of results"
+
+
+@dataclass(frozen=True)
 class Report:
-    """planned: operators in each plan. left: operators that PyTorch runs between them, with how often they occur."""
+    """planned: operators in each plan. left: operators that PyTorch runs between them, with how often they occur.
+    footprints: of the programs that there are by now."""
 
     planned: tuple[int, ...]
     left: Counter[str]
     batched: bool
+    footprints: tuple[Footprint, ...] = ()
 
     @classmethod
     def of(cls, module: Optimized) -> Report:
         planned = tuple(len(part.nodes) for part in module.parts if part.planned)
         batched = any(-1 in getattr(given, "sizes", ()) for given in module.signature.inputs)
-        return cls(planned, left_to_pytorch(module.parts), batched)
+        footprints = [f for unit in module.units for f in getattr(unit, "footprints", {}).values()]
+        return cls(planned, left_to_pytorch(module.parts), batched, tuple(footprints))
 
     def __str__(self) -> str:
         batch = "any batch" if self.batched else "this batch alone"
@@ -32,4 +61,4 @@ class Report:
         if self.left:
             names = ", ".join(f"{count} x {name}" for name, count in self.left.most_common())
             lines.append(f"{sum(self.left.values())} operators stay PyTorch's: {names}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.footprints)])

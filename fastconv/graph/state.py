@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import operator
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fastconv.graph import operators
 from fastconv.graph.network import Network
+from fastconv.graph.select import Policy
 from fastconv.graph.signature import Signature, TensorInput
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def of(module: Optimized) -> dict[str, Any]:
     signature = module.signature
     described = {
         "format": FORMAT,
-        "winograd": module.winograd,
+        "policy": asdict(module.policy),
         "inputs": [_input(value) for value in signature.inputs],
         "in_spec": pytree.treespec_dumps(signature.in_spec),
         "out_spec": pytree.treespec_dumps(signature.out_spec),
@@ -43,8 +45,8 @@ def of(module: Optimized) -> dict[str, Any]:
     return {"plan": json.dumps(described), "tensors": tensors}
 
 
-def restore(saved: dict[str, Any]) -> tuple[Network, Signature, bool]:
-    """Network, signature and switches of a state. ValueError for one that is damaged or of another format."""
+def restore(saved: dict[str, Any]) -> tuple[Network, Signature, Policy]:
+    """Network, signature and policy of a state. ValueError for one that is damaged or of another format."""
     try:
         plan = json.loads(saved["plan"])
         if plan["format"] != FORMAT:
@@ -52,7 +54,7 @@ def restore(saved: dict[str, Any]) -> tuple[Network, Signature, bool]:
         inputs = tuple(_input_of(value) for value in plan["inputs"])
         specs = [pytree.treespec_loads(plan[name]) for name in ("in_spec", "out_spec")]
         network = Network(_graph(plan["graph"], saved["tensors"]), saved["tensors"])
-        return network, Signature(inputs, *specs), bool(plan["winograd"])
+        return network, Signature(inputs, *specs), Policy(**plan["policy"])
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"This is no plan that fastconv wrote: {error}.") from error
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fastconv._native import C
-from fastconv.graph.values import Stage, Step, bytes_of
+from fastconv.graph.values import Stage, Step
 
 OF_L2 = 0.5  # what passes between a thread's steps, and their workspace, may fill of it
 MOST_ROWS, FEWEST_ROWS = 16, 2  # of a strip
@@ -56,7 +56,7 @@ def _pays(first: Step, second: Step, threads: int) -> bool:
     neighbours = 0 if value.n % threads == 0 else min(threads - 1, 2)  # threads with rows of the same image
     kept = max(0, problem.h.dilation * (problem.h.window - 1) + 1 - problem.h.stride)
     twice = neighbours * kept / 2 * first.selection.problem.flops / (value.n * value.h)
-    return twice / core_flops < 2 * value.elements * bytes_of(value.dtype) / memory_bytes
+    return twice / core_flops < 2 * value.bytes / memory_bytes
 
 
 def _filter_bytes(step: Step) -> int:

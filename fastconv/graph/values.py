@@ -48,6 +48,10 @@ class Value:
         return self.n * self.c * self.h * self.w
 
     @property
+    def bytes(self) -> int:
+        return self.elements * bytes_of(self.dtype)
+
+    @property
     def one_pixel(self) -> bool:
         return self.h == self.w == 1
 
@@ -104,13 +108,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program before it is handed to the extension. workspaces: of its stages."""
+    """A program before it is handed to the extension.
+
+    workspaces: of its stages. results_bytes: what its results would take at once if each had memory of its own for as
+    long as it is needed, as in PyTorch.
+    """
 
     stages: list[Stage]
     workspaces: list[memory.Block]
     inputs: list[Any]
     outputs: list[Any]
     arena_bytes: int
+    results_bytes: int
     threads: int
 
     @property
