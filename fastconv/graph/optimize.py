@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
 from fastconv.graph.capture import Captured, capture
+from fastconv.graph.cast import in_dtype
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
 from fastconv.graph.report import Report, StageTime
@@ -20,7 +21,14 @@ from fastconv.graph.stale import Watch
 from fastconv.graph.translate import translate
 
 
-def optimize(model: nn.Module, example_inputs: Any, *, tune: bool = False, winograd: bool = True) -> Optimized:
+def optimize(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    tune: bool = False,
+    winograd: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Optimized:
     """A module of the model's signature that runs its inference as plans: batch norms folded, epilogues fused, filters
     packed once, concatenations written in place, one native call between what stays PyTorch.
 
@@ -29,15 +37,18 @@ def optimize(model: nn.Module, example_inputs: Any, *, tune: bool = False, winog
     tune: whether the kernels of convolutions are chosen by running every one that accepts, when a shape first comes (a
         second or so for each layer), instead of by estimate. Do it on an idle machine.
     winograd: whether Winograd kernels may be chosen (see ``fastconv.config``).
+    dtype: what the plan computes in, for example ``torch.bfloat16``; inputs and results keep the model's. None: as the
+        model does.
 
-    Raises ValueError for a model in training mode and CaptureError where torch.export cannot follow the model.
+    Raises ValueError for a model in training mode or a dtype that plans do not know, and CaptureError where
+    torch.export cannot follow the model.
     The plan has the model's weights of this moment. It notices when they are replaced or written and then raises
     RuntimeError until ``refresh()``; only writes through ``.data``, NumPy or DLPack it cannot see.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("optimize plans inference, but the model is in training mode: call model.eval() first.")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return Optimized(model, args, Policy(winograd=winograd, tune=tune))
+    return Optimized(model, args, Policy(winograd=winograd, tune=tune), dtype)
 
 
 class Optimized(nn.Module):
@@ -47,19 +58,21 @@ class Optimized(nn.Module):
     for ``refresh()`` and is no submodule: a plan has no parameters, cannot be trained, and does not move.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], policy: Policy):
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], policy: Policy, dtype: torch.dtype | None = None):
         super().__init__()
         self.training = False
         self._source: list[nn.Module] = [model]  # in a list, so that it is no submodule
-        self._example, self.policy = args, policy
+        self._example, self.policy, self._dtype = args, policy, dtype
         self.refresh()
 
     def refresh(self) -> None:
         """Makes the plans anew from the source model as it is now. RuntimeError for a plan that was loaded."""
         if not self._source:
             raise RuntimeError("refresh: this plan was loaded from a file or copied, and has no source model.")
-        self._plan(capture(self._source[0], (self._example, {})))
-        self._watch = Watch(self._source[0], [n for n in self._watched if n in self._held_by_source()])
+        source = self._source[0]
+        model = source if self._dtype is None else in_dtype(source, self._dtype)
+        self._plan(capture(model, (self._example, {})))
+        self._watch = Watch(source, [n for n in self._watched if n in self._held_by_source()])
 
     def _held_by_source(self) -> set[str]:
         source = self._source[0]
