@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,11 +69,20 @@ class Signature:
                 inputs.append(value)
         return cls(tuple(inputs), captured.in_spec, captured.out_spec)
 
+    @cached_property
+    def _flat(self) -> int:
+        """How many inputs there are, if each is an argument of its own: those need no flattening. Else 0."""
+        count = len(self.inputs)
+        return count if pytree.tree_flatten(((0,) * count, {}))[1] == self.in_spec else 0
+
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The inputs, flat. Raises for those the plan was not made for."""
-        values, spec = pytree.tree_flatten((args, kwargs))
-        if spec != self.in_spec:
-            raise TypeError(f"The plan takes {len(self.inputs)} inputs as {self.in_spec}, but was given {spec}.")
+        values = list(args)
+        flat = args and not kwargs and len(args) == self._flat and all(isinstance(value, Tensor) for value in args)
+        if not flat:
+            values, spec = pytree.tree_flatten((args, kwargs))
+            if spec != self.in_spec:
+                raise TypeError(f"The plan takes {len(self.inputs)} inputs as {self.in_spec}, but was given {spec}.")
         batches = set()
         for expected, value in zip(self.inputs, values, strict=True):
             if isinstance(expected, TensorInput):

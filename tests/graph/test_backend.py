@@ -112,5 +112,5 @@ def test_a_size_that_the_graph_reads_is_measured(made):
 
 def test_unknown_options_are_refused():
     model, x = networks.make("residual", torch.float32)
-    with pytest.raises(Exception, match="has no option 'tune'"), torch.no_grad():
-        torch.compile(model, backend="fastconv", options={"tune": True})(x)
+    with pytest.raises(Exception, match="has no option 'tuned'"), torch.no_grad():
+        torch.compile(model, backend="fastconv", options={"tuned": True})(x)

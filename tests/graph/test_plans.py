@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,6 +278,31 @@ def test_many_threads_run_one_plan():
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(work, range(16)))
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the process's memory is read from /proc")
+@pytest.mark.parametrize("plans", [1, 4])
+def test_ten_thousand_calls_of_many_threads_keep_memory_flat(plans):
+    calls, threads = 10_000, 16
+    pairs = [networks.make(name, torch.float32) for name in networks.PLANNED[:plans]]
+    made = [optimize(model, x) for model, x in pairs]
+    expected = [plan(x) for plan, (_, x) in zip(made, pairs, strict=True)]
+
+    def work(i: int) -> bool:
+        numbers = [(i + k) % plans for k in range(calls // threads)]
+        return all(torch.equal(made[k](pairs[k][1]), expected[k]) for k in numbers)
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert all(pool.map(work, range(threads)))
+        before = _resident()
+        assert all(pool.map(work, range(threads)))
+    assert _resident() - before < 8 << 20
 
 
 def test_threads_that_come_first_together_make_one_program():
