@@ -20,6 +20,7 @@ namespace {
 constexpr int threads = 128;
 constexpr int columns = 4;       // output gradients of a row that a thread takes at once
 constexpr int most_vectors = 8;  // channel vectors of a block
+constexpr int most_sums = 40;    // of a thread where three blocks share a multiprocessor's registers
 constexpr int64_t largest_place = int64_t{1} << 29;
 
 template <class T>
@@ -41,7 +42,7 @@ struct WgradParams {
 
 // S: taps of a thread, next to each other, with a stride of U between outputs.
 template <class T, int V, int S, int U>
-FASTCONV_GLOBAL(threads, 3)
+FASTCONV_GLOBAL(threads, S* V > most_sums ? 2 : 3)
 depthwise_wgrad(FASTCONV_PARAMS(WgradParams<T>) p) {
   const Grid block = this_block();
   const int first_channel = static_cast<int>(block.x) * p.vectors * V;
