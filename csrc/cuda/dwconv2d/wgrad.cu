@@ -20,7 +20,7 @@ namespace {
 constexpr int threads = 128;
 constexpr int columns = 4;       // output gradients of a row that a thread takes at once
 constexpr int most_vectors = 8;  // channel vectors of a block
-constexpr int most_sums = 40;    // of a thread where three blocks share a multiprocessor's registers
+constexpr int most_sums = 32;    // of a thread where three blocks share a multiprocessor's registers
 constexpr int64_t largest_place = int64_t{1} << 29;
 
 template <class T>
