@@ -32,6 +32,13 @@ LARGE = (
     "n2c100h34w35_k12r3s2_u2x1_p1_tf32nhwc_dgrad",
 )
 
+WEIGHT_GRADIENTS = (
+    "n3c24h19w21_k72r3s2_p1x0_bf16nhwc_wgrad",
+    "n3c8h19w21_k136r2s3_u1x2_d2x1_p1_f16nhwc_wgrad",
+    "n3c24h19w21_k72r2s3_p0x1_tf32nhwc_wgrad",
+    "n2c48h19w21_k144r2s1_g2_f32nhwc_wgrad",
+)
+
 
 def convolutions(kernel, dtype):
     """Problems of the corpus that the kernel accepts."""
@@ -160,6 +167,55 @@ def test_depthwise_rows_slide(window, stride, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("window", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_weight_gradients_slide(window, stride, dtype):
+    """Each compiled width and stride, in several parts; aligned and not; channels past a block's 64."""
+    problem = Problem(f"n7c72h19w25_k72r2s{window}_u2x{stride}_p1x{window // 2}_g72_{dtype}nhwc_wgrad")
+    kernel = emulator.kernel("dwconv2d/wgrad_depthwise_simt")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=False)
+
+
+@pytest.mark.parametrize("text", WEIGHT_GRADIENTS)
+def test_weight_gradients_in_many_parts(text):
+    """Several tiles of filters and of columns, aligned and not; the last part is shorter than the others."""
+    problem = Problem(text)
+    kernel = emulator.kernel(f"conv2d/wgrad_igemm_{'simt' if problem.dtype == 'f32' else 'sm80'}")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("conv2d/wgrad_igemm_sm80", "n3c16h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
+        ("conv2d/wgrad_igemm_simt", "n3c5h19w21_k6r3s2_p1x0_f32nchw_wgrad"),
+        ("dwconv2d/wgrad_depthwise_simt", "n9c16h19w21_k16r3s3_p1_g16_f32nhwc_wgrad"),
+    ],
+)
+def test_weight_gradients_have_the_same_bits_in_every_order(name, text):
+    problem, kernel = Problem(text), emulator.kernel(name)
+    operands = inputs.make(problem, 3, integer=False)
+    results = []
+    for order in range(3):
+        out = torch.zeros(inputs.shapes(problem)["w"], dtype=operands.first.dtype)
+        results.append(kernel.run(problem, out=out, threads=order, **operands.named(problem)))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_depthwise_weight_gradients_end_with_the_outputs(layout):
+    """Three outputs reach seven of eight columns; what is infinite in the eighth reaches no gradient."""
+    problem = Problem(f"n2c8h6w8_k8r1s3_u1x2_g8_f32{layout}_wgrad")
+    operands = inputs.make(problem, 3, integer=True)
+    tensors = operands.named(problem)
+    tensors["x"][..., 7] = math.inf
+    out = torch.zeros(inputs.shapes(problem)["w"])
+    assert emulator.kernel("dwconv2d/wgrad_depthwise_simt").run(problem, out=out, **tensors).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
 def test_pools_agree_with_the_oracle(kernel, dtype):
     for i, problem in enumerate(pools(kernel, dtype)):
@@ -199,6 +255,9 @@ def test_refusals_are_sentences():
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
+        ("conv2d/wgrad_igemm_sm80", "n1c8h5w6_k8r1s1_f32nhwc_wgrad", "drop 13 of 23 mantissa bits"),
+        ("conv2d/wgrad_igemm_simt", "n65536c1h200w201_k1r1s1_f32nhwc_wgrad", "2634547200"),
+        ("dwconv2d/wgrad_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc_wgrad", "but the problem has 2"),
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):
