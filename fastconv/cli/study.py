@@ -41,7 +41,7 @@ def degradation(
         raise UserError(f"--rate must be a positive number, but is {rate}.")
     arguments.one_of(layers, ("fastconv", "torch"), "--layers")
     arguments.output_file(json)
-    plot_file(plot)
+    arguments.plot_file(plot)
     depths = depth or [20, 56]
     options = {"epochs": epochs, "batch": batch, "rate": rate, "size": size, "seed": seed, "layers": layers}
     table = Table("network", "training loss, last epoch", "first layer's gradient: start", "end")
@@ -70,15 +70,3 @@ def degradation(
 
         content = {"kind": "degradation", "data": data, **options, "networks": [asdict(c) for c in courses]}
         results.write(json, content, lines="networks")
-
-
-def plot_file(path: Path | None) -> None:
-    """Asked before the work: that the file can be written, is of a kind there is, and that something can draw it."""
-    if arguments.output_file(path, "--plot") is None:
-        return
-    from fastconv.training.curves import pyplot
-
-    kinds = pyplot().figure().canvas.get_supported_filetypes()
-    pyplot().close()
-    if path.suffix.removeprefix(".").lower() not in kinds:
-        raise UserError(f"--plot {path}: the name must end in .{', .'.join(sorted(kinds))}.")
