@@ -115,5 +115,6 @@ def save_plot(standings: Sequence[Standing], clocked: dict[str, Clocked], path: 
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend()
+    all_axes[0].set_ylim(-1, len(standings))
     all_axes[0].set_yticks(range(len(standings)), [one.name for one in standings])
     save_figure(figure, path)

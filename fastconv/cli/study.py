@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
-from typer import Option
+from typer import Argument, Option
 
 from fastconv.cli import UserError, arguments
 from fastconv.cli.screen import console, progress, step
@@ -70,3 +70,34 @@ def degradation(
 
         content = {"kind": "degradation", "data": data, **options, "networks": [asdict(c) for c in courses]}
         results.write(json, content, lines="networks")
+
+
+@study.command("feature")
+def feature(
+    model: Annotated[str, Argument(help="A chain of layers among 'fastconv models': zfnet, alexnet, vgg16 ...")],
+    image: Annotated[Path, Argument(help="A picture.")],
+    layer: Annotated[str, Option(help="One of 'fastconv models MODEL', with feature maps.")],
+    out: Annotated[Path, Option(help="The picture to write.")],
+    channel: Annotated[
+        int | None, Option(help="The feature map; the one with the strongest activation if none.")
+    ] = None,
+    checkpoint: Annotated[Path | None, Option(help="Trained weights; published ones when not said.")] = None,
+) -> None:
+    """Project a feature's strongest activation back to the pixels it answers to (Zeiler, Fergus 2013)."""
+    from fastconv.models.visualize import project, save_projection
+    from fastconv.training import load_predictor
+
+    arguments.input_file(image, "The picture")
+    arguments.output_file(out, "--out")
+    try:
+        predictor = load_predictor(model, [checkpoint] if checkpoint else [])
+        found = project(predictor.networks[0], predictor.view(image, False), layer, channel)
+        save_projection(found, out)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(str(error)) from error
+    row, column = found.place
+    console().print(
+        f"{out}: map {found.channel} of {layer} is {found.value:.4g} at row {row}, column {column} "
+        f"({model}, {predictor.told})",
+        highlight=False,
+    )
