@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastconv.cli import bench, compare, doctor, explain, models, predict, train
+from fastconv.cli import bench, compare, doctor, explain, models, predict, study, train
 
 app = typer.Typer(
     name="fastconv",
@@ -21,6 +21,7 @@ app.command("explain")(explain.explain)
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
+app.add_typer(study.study, name="study")
 app.command("doctor")(doctor.doctor)
 
 

@@ -47,6 +47,20 @@ def output_file(path: Path | None, option: str = "--json") -> Path | None:
     return path
 
 
+def plot_file(path: Path | None, option: str = "--plot") -> Path | None:
+    """The path, when a picture of that kind can be drawn there: asked before the work, not after it."""
+    if output_file(path, option) is None:
+        return None
+    from fastconv.training.curves import pyplot
+
+    figure = pyplot().figure()
+    kinds = figure.canvas.get_supported_filetypes()
+    pyplot().close(figure)
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise UserError(f"{option} {path}: the name must end in .{', .'.join(sorted(kinds))}.")
+    return path
+
+
 def input_file(path: Path, option: str) -> Path:
     """The path, when there is a file."""
     if not path.is_file():

@@ -18,24 +18,39 @@ if TYPE_CHECKING:
     from fastconv.models.registry import ModelInfo
     from fastconv.models.savings import Saving
 
+_SECONDS = 1.0  # of timing for each way of running a network
+
 
 def models(
-    name: Annotated[str | None, Argument(help="A network, to see its layers; all networks without it.")] = None,
+    name: Annotated[
+        list[str] | None, Argument(help="A network, to see its layers; with --compare any number, or all.")
+    ] = None,
+    compare: Annotated[bool, Option("--compare", help="Networks side by side: parameters, FLOPs, depth.")] = False,
+    time: Annotated[
+        bool, Option("--time", help="With --compare: also measure one image, torch's layers and ours.")
+    ] = False,
+    plot: Annotated[Path | None, Option(help="With --compare: draw it into this file.")] = None,
     size: Annotated[int | None, Option(help="Pixels a side of the image, instead of the network's own.")] = None,
     json: Annotated[Path | None, Option(help="Write every figure to this file.")] = None,
 ) -> None:
-    """List the networks, or one network's layers: sizes by formula, parameters, FLOPs, receptive fields."""
+    """List the networks, compare them, or one network's layers: sizes by formula, parameters, FLOPs, fields."""
     from fastconv.models import list_models, model_info
 
     arguments.output_file(json)
-    if name is None:
-        if size is not None:
-            raise UserError("--size belongs to the layers of one network: give its name.")
+    if size is not None and (compare or not name):
+        raise UserError("--size belongs to the layers of one network: give its name.")
+    if compare:
+        content = _compared(name or [], time, arguments.plot_file(plot))
+    elif time or plot:
+        raise UserError(f"{'--time' if time else '--plot'} belongs to --compare.")
+    elif not name:
         infos = [model_info(name) for name in list_models()]
         console().print(_list(infos))
         content = {"kind": "models", "models": [_facts(info) for info in infos]}
+    elif len(name) > 1:
+        raise UserError(f"The layers of one network are shown at a time; --compare sets {' and '.join(name)} together.")
     else:
-        info, layers, saved, side = _layers(name, size)
+        info, layers, saved, side = _layers(name[0], size)
         console().print(_table(info, layers, side))
         for saving in saved:
             console().print(_saving(saving), highlight=False)
@@ -45,7 +60,25 @@ def models(
     if json:
         from fastconv.profiling import results
 
-        results.write(json, content, lines="models" if name is None else "layers")
+        results.write(json, content, lines="layers" if content["kind"] == "layers" else "models")
+
+
+def _compared(names: list[str], time: bool, plot: Path | None) -> dict[str, Any]:
+    from fastconv.cli import models_compared
+    from fastconv.models.comparison import compare_models
+    from fastconv.profiling.machine import this_machine
+
+    try:
+        standings = compare_models(names)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    clocked = models_compared.clock(standings, _SECONDS) if time else {}
+    console().print(models_compared.table(standings, clocked))
+    if plot:
+        models_compared.save_plot(standings, clocked, plot)
+    times = {name: {"time": asdict(own)} for name, own in clocked.items()}
+    content = {"kind": "models compared", "models": [asdict(one) | times.get(one.name, {}) for one in standings]}
+    return content | ({"machine": this_machine().as_dict()} if time else {})
 
 
 def _layers(name: str, size: int | None) -> tuple[ModelInfo, LayerTable, list[Saving], int]:

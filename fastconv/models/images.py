@@ -64,7 +64,7 @@ def load_image(
     image = _open_rgb(source)
     crop = min(image.size) * size / (size + _CROP_MARGIN)
     left, top = (image.width - crop) / 2, (image.height - crop) / 2
-    pil_image, numpy = _require("PIL.Image", "pillow"), _require("numpy", "numpy")
+    pil_image, numpy = require("PIL.Image", "pillow"), require("numpy", "numpy")
     image = image.resize((size, size), pil_image.Resampling.BICUBIC, box=(left, top, left + crop, top + crop))
 
     if len(normalization.mean) == 1:
@@ -85,7 +85,7 @@ def read_pixels(source: str | os.PathLike | numpy.ndarray | Image, channels: int
         raise ValueError(f"The picture {source} cannot be read: {error}.") from error
     if channels == 1:
         image = image.convert("L")
-    pixels = torch.from_numpy(_require("numpy", "numpy").array(image))
+    pixels = torch.from_numpy(require("numpy", "numpy").array(image))
     return pixels.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
 
 
@@ -106,17 +106,17 @@ def sample_photographs() -> list[tuple[str, Image]]:
 
 def _open_rgb(source: str | os.PathLike | numpy.ndarray | Image) -> Image:
     """`source` as an RGB Pillow image, upright where the file says how the camera was held."""
-    pil_image = _require("PIL.Image", "pillow")
+    pil_image = require("PIL.Image", "pillow")
     if isinstance(source, str | os.PathLike):
         with pil_image.open(source) as image:
-            return _require("PIL.ImageOps", "pillow").exif_transpose(image).convert("RGB")
+            return require("PIL.ImageOps", "pillow").exif_transpose(image).convert("RGB")
     if isinstance(source, pil_image.Image):
         return source.convert("RGB")
     return pil_image.fromarray(_checked_pixels(source)).convert("RGB")
 
 
 def _checked_pixels(source: numpy.ndarray) -> numpy.ndarray:
-    numpy = _require("numpy", "numpy")
+    numpy = require("numpy", "numpy")
     if not isinstance(source, numpy.ndarray):
         raise TypeError(
             f"The argument source must be a path, a Pillow image or a numpy array, not {type(source).__name__}."
@@ -130,7 +130,7 @@ def _checked_pixels(source: numpy.ndarray) -> numpy.ndarray:
     return source
 
 
-def _require(module: str, package: str) -> ModuleType:
+def require(module: str, package: str) -> ModuleType:
     """Import an optional module, or say which package to install."""
     try:
         return importlib.import_module(module)
