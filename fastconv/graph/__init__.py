@@ -1,6 +1,8 @@
 """Whole networks as plans: capture, passes, lowering to one program over one arena."""
 
 from fastconv.graph.freeze import freeze
-from fastconv.graph.optimize import Optimized, load_plan, optimize
+from fastconv.graph.optimize import optimize
+from fastconv.graph.optimized import Optimized, load_plan
+from fastconv.graph.piecewise import Piecewise
 
-__all__ = ["Optimized", "freeze", "load_plan", "optimize"]
+__all__ = ["Optimized", "Piecewise", "freeze", "load_plan", "optimize"]

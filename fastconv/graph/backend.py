@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastconv.graph.capture import CaptureError
-from fastconv.graph.optimize import Optimized
+from fastconv.graph.optimized import Optimized
 from fastconv.graph.select import Policy
 
 

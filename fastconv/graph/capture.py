@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +71,11 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
         if batched and shapes is None:
             continue
         try:
-            with torch.no_grad():
+            said = io.StringIO()  # torch prints the whole graph of a model that it gives up
+            with torch.no_grad(), contextlib.redirect_stderr(said):
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
-                return functionalize.without_writes(program), batched
+            sys.stderr.write(said.getvalue())
+            return functionalize.without_writes(program), batched
         except Exception as error:  # torch.export raises what it likes
             problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     raise CaptureError(f"torch.export cannot follow {type(model).__name__}. {problems[-1]}")

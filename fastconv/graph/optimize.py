@@ -1,24 +1,16 @@
-"""``fastconv.optimize``: a model's inference as plans, called like the model."""
+"""``fastconv.optimize``: a model's inference as plans."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
-from fastconv.graph.capture import Captured, capture
-from fastconv.graph.cast import in_dtype
-from fastconv.graph.network import Network
-from fastconv.graph.plan import Plan
-from fastconv.graph.report import Report, StageTime
+from fastconv.graph.capture import CaptureError
+from fastconv.graph.optimized import Optimized
+from fastconv.graph.piecewise import Piecewise
 from fastconv.graph.select import Policy
-from fastconv.graph.signature import Signature
-from fastconv.graph.stale import Watch
-from fastconv.graph.translate import translate
 
 
 def optimize(
@@ -28,7 +20,7 @@ def optimize(
     tune: bool = False,
     winograd: bool = True,
     dtype: torch.dtype | None = None,
-) -> Optimized:
+) -> Optimized | Piecewise:
     """A module of the model's signature that runs its inference as plans: batch norms folded, epilogues fused, filters
     packed once, concatenations written in place, one native call between what stays PyTorch.
 
@@ -40,157 +32,19 @@ def optimize(
     dtype: what the plan computes in, for example ``torch.bfloat16``; inputs and results keep the model's. None: as the
         model does.
 
-    Raises ValueError for a model in training mode or a dtype that plans do not know, and CaptureError where
-    torch.export cannot follow the model.
+    Where torch.export cannot follow the whole model (control flow that depends on values, objects of its own between
+    its modules), those submodules that it can follow become plans and the model's own Python calls them; str() of the
+    result says which and why. There a submodule that meets other sizes gets another plan at that call.
+    Raises ValueError for a model in training mode or a dtype that plans do not know, and CaptureError where no
+    submodule can be followed either.
     The plan has the model's weights of this moment. It notices when they are replaced or written and then raises
     RuntimeError until ``refresh()``; only writes through ``.data``, NumPy or DLPack it cannot see.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("optimize plans inference, but the model is in training mode: call model.eval() first.")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return Optimized(model, args, Policy(winograd=winograd, tune=tune), dtype)
-
-
-class Optimized(nn.Module):
-    """A model's inference as plans, with what no plan runs left to PyTorch between them.
-
-    str() is a report: what was captured, how many plans, and which operators stayed PyTorch's. The source model is kept
-    for ``refresh()`` and is no submodule: a plan has no parameters, cannot be trained, and does not move.
-    """
-
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], policy: Policy, dtype: torch.dtype | None = None):
-        super().__init__()
-        self.training = False
-        self._source: list[nn.Module] = [model]  # in a list, so that it is no submodule
-        self._example, self.policy, self._dtype = args, policy, dtype
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Makes the plans anew from the source model as it is now. RuntimeError for a plan that was loaded."""
-        if not self._source:
-            raise RuntimeError("refresh: this plan was loaded from a file or copied, and has no source model.")
-        source = self._source[0]
-        model = source if self._dtype is None else in_dtype(source, self._dtype)
-        self._plan(capture(model, (self._example, {})))
-        self._watch = Watch(source, [n for n in self._watched if n in self._held_by_source()])
-
-    def _held_by_source(self) -> set[str]:
-        source = self._source[0]
-        return {name for name, _ in (*source.named_parameters(), *source.named_buffers())}
-
-    def _plan(self, captured: Captured) -> None:
-        self.signature = Signature.of(captured)
-        self._watched = list(captured.tensors)
-        translate(captured.graph)
-        self._arrange(Network(captured.graph, captured.tensors))
-
-    def _arrange(self, network: Network, finished: bool = False) -> None:
-        if not finished:
-            passes.run(network)
-        self.network = network
-        self.parts = partition.partition(network)
-        self.units: list[Plan | partition.Part] = [
-            Plan(network, part, self.policy) if part.planned else part for part in self.parts
-        ]
-        self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
-
-    # --- running ----------------------------------------------------------------------------------------------------
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns, to rounding. ValueError or TypeError for inputs of other sizes, dtypes or devices.
-        Autocast does not reach into a plan: it computes in the dtype it was made for.
-        """
-        if name := self.changed():
-            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
-        environment = self._environment(args, kwargs)
-        with torch.no_grad():
-            for unit in self.units:
-                if isinstance(unit, Plan):
-                    environment.update(zip(unit.part.outputs, unit(_inputs(unit, environment)), strict=True))
-                else:
-                    self.network.evaluate(unit.nodes, environment)
-        return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
-
-    def timings(self, *args: Any, **kwargs: Any) -> list[StageTime]:
-        """Runs once, like a call, and gives the seconds of each stage in order; what PyTorch runs between plans is one
-        stage a part. Call it a few times and take medians: the first runs find nothing in the caches.
-        """
-        environment, times = self._environment(args, kwargs), []
-        with torch.no_grad():
-            for unit in self.units:
-                start = perf_counter()
-                if isinstance(unit, Plan):
-                    results, stages = unit.timed(_inputs(unit, environment))
-                    environment.update(zip(unit.part.outputs, results, strict=True))
-                    times += stages
-                else:
-                    self.network.evaluate(unit.nodes, environment)
-                    times.append(StageTime(tuple(node.name for node in unit.nodes), (), perf_counter() - start))
-        return times
-
-    def _environment(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[fx.Node, Any]:
-        values = self.signature.check(args, kwargs)
-        return dict(zip(self._placeholders, values, strict=True))
-
-    def changed(self) -> str | None:
-        """The name of a tensor of the source model that is not what the plan was made of, or None."""
-        return None if self._watch is None else self._watch.changed()
-
-    # --- what a plan is not -----------------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> Optimized:
-        if mode:
-            raise RuntimeError("A plan is inference alone: train the source model, then call refresh() on the plan.")
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Optimized:
-        raise RuntimeError("A plan has one dtype and device: move or convert the source model and optimize it again.")
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("A plan has no parameters: load into the source model, then call refresh() on the plan.")
-
-    # --- copies and files -------------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        return state.of(self)
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        super().__init__()
-        self.training, self._source, self._example, self._watch = False, [], None, None
-        network, self.signature, self.policy = state.restore(saved)
-        self._watched = []
-        self._arrange(network, finished=True)
-
-    def save(self, path: Any) -> None:
-        """Writes the plan's graph and weights to a safetensors file; it holds no code and no machine's packed form."""
-        state.save(self, path)
-
-    # --- what it says of itself -------------------------------------------------------------------------------------
-
-    @property
-    def report(self) -> Report:
-        """What was captured, what was planned, what stayed PyTorch's."""
-        return Report.of(self)
-
-    def extra_repr(self) -> str:
-        return str(self.report)
-
-
-def load_plan(path: Any) -> Optimized:
-    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine."""
-    plan = Optimized.__new__(Optimized)
-    plan.__setstate__(state.read(path))
-    return plan
-
-
-def _inputs(plan: Plan, environment: dict[fx.Node, Any]) -> list[Any]:
-    return [_dense(environment[node]) for node in plan.part.inputs]
-
-
-def _dense(value: Any) -> Any:
-    """A tensor as programs read them: dense, in order or as channels_last."""
-    if not isinstance(value, Tensor) or value.is_contiguous():
-        return value
-    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return value
-    return value.contiguous()
+    policy = Policy(winograd=winograd, tune=tune)
+    try:
+        return Optimized(model, args, policy, dtype)
+    except CaptureError as refusal:
+        return Piecewise(model, args, policy, dtype, refusal)

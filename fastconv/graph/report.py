@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastconv.graph.partition import left_to_pytorch
 
 if TYPE_CHECKING:
-    from fastconv.graph.optimize import Optimized
+    from fastconv.graph.optimized import Optimized
 
 
 @dataclass(frozen=True)

@@ -92,3 +92,11 @@ class Signature:
         if len(batches - {None}) > 1:
             raise ValueError(f"The inputs hold different numbers of images: {sorted(batches - {None})}.")
         return values
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the plan was made for such inputs."""
+        try:
+            self.check(args, kwargs)
+        except (TypeError, ValueError):
+            return False
+        return True

@@ -20,7 +20,7 @@ from fastconv.graph.select import Policy
 from fastconv.graph.signature import Signature, TensorInput
 
 if TYPE_CHECKING:
-    from fastconv.graph.optimize import Optimized
+    from fastconv.graph.optimized import Optimized
 
 FORMAT = 1
 _OURS = {function.__name__: function for function in operators.ALL}
