@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "core/kernel.h"
 #include "simd/exp.h"
+#include "simd/unrolled.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -58,13 +60,13 @@ Vec<A> activate(Activation activation, A alpha, Vec<A> x) {
     case Activation::none:
       return x;
     case Activation::relu:
-      return max(x, V::zero());
+      return at_least(x, V::zero());
     case Activation::relu6:
-      return min(max(x, V::zero()), V::broadcast(6));
+      return at_most(at_least(x, V::zero()), V::broadcast(6));
     case Activation::leaky_relu:
       return where_positive(x, x, x * V::broadcast(alpha));
     case Activation::hardswish:
-      return x * min(max(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
+      return x * at_most(at_least(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
     default:
       return activate_by_exp(activation, x);
   }
@@ -134,6 +136,40 @@ struct Tail {
     if (activation == Activation::silu) return put([](Vec<A> x) { return silu(x); });
     if (activation == Activation::gelu) return put([](Vec<A> x) { return gelu(x); });
     put([this](Vec<A> x) { return activate(activation, alpha, x); });
+  }
+  // NHWC: `count` channels of rows x columns pixels, the first one `pixel`, from row to row and from column to column
+  // so many pixels. sums are changed.
+  template <int rows, int columns>
+  [[gnu::always_inline]] void put_block(int64_t n, int64_t channel, int64_t pixel, int64_t row_step,
+                                        int64_t column_step, Vec<A>* sums, int count) const {
+    using V = Vec<A>;
+    constexpr int line = sizeof(V);
+    const auto from_first = [&](int i) { return i / columns * row_step + i % columns * column_step; };
+    if (activation != Activation::none && activation != Activation::relu && activation != Activation::relu6) {
+      alignas(line) A kept[rows * columns * V::lanes];
+      A* each[rows * columns];
+      unrolled<rows * columns>([&](auto i)
+                                   __attribute__((always_inline)) { store(each[i] = kept + i * V::lanes, sums[i]); });
+      return put_tile(n, channel, count, rows * columns, each, [&](int64_t i) { return pixel + from_first(i); });
+    }
+    if (bias) {
+      const V b = load(bias + channel, count);
+      unrolled<rows * columns>([&](auto i) __attribute__((always_inline)) { sums[i] = sums[i] + b; });
+    }
+    if (residual) {
+      const T* from = residual + residual_at(n, channel, pixel);
+      unrolled<rows * columns>([&](auto i) __attribute__((always_inline)) {
+        sums[i] = sums[i] + load(from + from_first(i) * channels, count);
+      });
+    }
+    if (activation != Activation::none) {
+      const V high = V::broadcast(activation == Activation::relu6 ? A(6) : std::numeric_limits<A>::infinity());
+      unrolled<rows * columns>(
+          [&](auto i) __attribute__((always_inline)) { sums[i] = at_most(at_least(sums[i], V::zero()), high); });
+    }
+    T* to = out + out_at(n, channel, pixel);
+    unrolled<rows * columns>(
+        [&](auto i) __attribute__((always_inline)) { store(to + from_first(i) * out_channels, sums[i], count); });
   }
   // NCHW: `count` consecutive pixels of one channel.
   void put_pixels(int64_t n, int64_t channel, int64_t pixel, Vec<A> value, int count) const {

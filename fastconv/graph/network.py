@@ -73,10 +73,14 @@ class Network:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), partial(self._value, values))
                 values[node] = node.target(*args, **kwargs)
 
+    @property
+    def returned(self) -> Any:
+        """The nodes that the graph returns, as they nest in it."""
+        return next(node for node in reversed(self.graph.nodes) if node.op == "output").args[0]
+
     def results(self, values: dict[fx.Node, Any]) -> Any:
         """What the graph returns."""
-        output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
-        return fx.map_arg(output.args[0], partial(self._value, values))
+        return fx.map_arg(self.returned, partial(self._value, values))
 
     def _value(self, values: dict[fx.Node, Any], node: fx.Node) -> Any:
         return self.tensors[node.target] if node.op == "get_attr" else values[node]

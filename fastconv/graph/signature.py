@@ -70,7 +70,7 @@ class Signature:
         return cls(tuple(inputs), captured.in_spec, captured.out_spec)
 
     @cached_property
-    def _flat(self) -> int:
+    def arguments(self) -> int:
         """How many inputs there are, if each is an argument of its own: those need no flattening. Else 0."""
         count = len(self.inputs)
         return count if pytree.tree_flatten(((0,) * count, {}))[1] == self.in_spec else 0
@@ -78,7 +78,7 @@ class Signature:
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The inputs, flat. Raises for those the plan was not made for."""
         values = list(args)
-        flat = args and not kwargs and len(args) == self._flat and all(isinstance(value, Tensor) for value in args)
+        flat = args and not kwargs and len(args) == self.arguments and all(isinstance(value, Tensor) for value in args)
         if not flat:
             values, spec = pytree.tree_flatten((args, kwargs))
             if spec != self.in_spec:

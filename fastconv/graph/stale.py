@@ -16,15 +16,15 @@ class Watch:
     def __init__(self, model: nn.Module, names: list[str]):
         self._places = [_place(model, name) for name in names]
         self._names = names
-        self._fingerprint = C.Fingerprint(self._places)
-        self._seen, self._print = self._states(), self._fingerprint.look()
+        self.fingerprint = C.Fingerprint(self._places)
+        self._states_then, self.seen = self._states(), self.fingerprint.look()
 
     def changed(self) -> str | None:
         """The name of a tensor that was replaced or written since, or None."""
-        if self._fingerprint.look() == self._print:
+        if self.fingerprint.look() == self.seen:
             return None
         states = self._states()
-        return next(name for name, old, new in zip(self._names, self._seen, states, strict=True) if old != new)
+        return next(name for name, old, new in zip(self._names, self._states_then, states, strict=True) if old != new)
 
     def _states(self) -> list[tuple[int, int, int]]:
         return [_state(tensors[name]) for tensors, name in self._places]

@@ -102,7 +102,7 @@ template <class A, int M, int V>
   if (t.clamped) {
     const Vec<A> low = Vec<A>::broadcast(t.low), high = Vec<A>::broadcast(t.high);
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
-      unrolled<V>([&](auto v) __attribute__((always_inline)) { acc[i][v] = min(max(acc[i][v], low), high); });
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { acc[i][v] = at_most(at_least(acc[i][v], low), high); });
     });
   }
   if (t.stream)

@@ -1,21 +1,23 @@
 // Depthwise fprop and dgrad, channels last: a register holds consecutive channels of one pixel.
 //
 // A tile is one channel register of 7 output columns (every ImageNet width is a multiple of 7) in one row, or with 32
-// registers in two rows, so that a source row is read twice instead of three times: at 144@56 those rows come from L2,
-// and the loads, not the FMAs, are the limit. For each source row the weights of its taps sit in registers and each
-// source column is loaded once for all taps that use it. dgrad is the same gather with the filter walked backwards, for
-// strides above 1 once per residue of the columns with only the taps that hit. A tile at the border checks each source
-// column, any other none; rows outside are clipped before. Channels run inside columns, so that memory is read and
-// written in order; where the map is larger than L2 the rows of the next tile row are prefetched.
-// Threads share out rows: 384@14 took 80 us while they shared out channels, and takes 13. The likely cause, not proven,
-// is that each prefetched lines the other was writing; one thread alone showed no such loss.
+// registers in two rows, so that a source row is read twice instead of three times. Sums and the taps of one source row
+// stay in registers, and each source column is loaded once for all taps that use it: two rows of 3x3 are 126 FMAs on 36
+// loads of pixels and 18 of taps. What a tile reads (columns, rows, tap rows) is laid out before its channels run, so
+// that between them only pointers move; a tile at the border skips the columns outside, rows outside are clipped
+// before. dgrad is the same gather with the filter walked backwards, for strides above 1 once per residue of the
+// columns with only the taps that hit. Channels run inside columns, so that memory is read and written in order; where
+// the map is larger than L2 the rows of the next tile row are prefetched. Threads share out rows.
 //
-// Zen 4, 2 cores, 2026-11-22, float, result preallocated, torch channels_last time / own time with 1 and 2 threads,
-// both AVX-512 or both AVX2. fprop batch 8: 144@56 1.30 0.86 (AVX2 1.02 0.99) · 32@112 1.06 0.88 (1.26 1.23) · 96@112
-// stride 2 1.03 0.95 (0.86 0.85) · 384@14 1.32 1.62 (1.22 1.44); 5x5 672@14 1.22 1.27; batch 1: 144@56 1.07 1.35 (1.34
-// 1.62). dgrad batch 8: 144@56 1.40 1.24, 32@112 1.45 1.49, 96@112 stride 2 5.1 6.2.
-// Before two rows, channels inside and prefetching, batch 8 144@56 stood at 0.31. It still loses by a tenth at batch 8
-// with two threads on maps that fit L3 but not L2, and as AVX2 at stride 2.
+// Zen 4, 2026-11-23, float, from caches, one thread, AVX-512, us of the kernel alone, before this layout (addresses
+// worked out at every load, sums and activation through memory) and with it: 32@112 239 -> 106 (67 GFLOP/s), 144@56 246
+// -> 122, 96@112 stride 2 265 -> 120, 384@14 49 -> 17, 960@7 23 -> 8, 5x5 672@14 123 -> 47 (99 GFLOP/s). Whole calls,
+// result allocated, torch channels_last time / own time with 1 and 2 threads, AVX-512 and then AVX2: batch 1:
+// 144@56 1.29 1.62, 0.93 1.20 · 32@112 1.23 1.52, 0.86 1.11 · 96@112 stride 2 1.18 1.35, 0.87 1.07 ·
+// 384@14 2.43 2.75, 1.73 1.98 · 5x5 672@14 1.52 2.16, 1.28 1.56; batch 8: 144@56 1.40 1.31, 1.33 1.26 · 32@112 1.20
+// 0.95, 1.05 0.88 · 96@112 stride 2 1.11 1.09, 0.93 0.97 · 384@14 1.17 1.35, 0.88 1.00 · 5x5
+// 672@14 1.50 1.56, 1.05 1.06. It loses where two threads share maps that are larger than L2 (32@112 at batch 8: both
+// wait for memory), and as AVX2, whose 16 registers hold one row, with one thread.
 #include <type_traits>
 
 #include "core/machine.h"
@@ -32,129 +34,149 @@ constexpr bool registers_hold_pair = vector_registers >= 2 * (tile_columns + wid
 constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
 constexpr int64_t tasks_a_thread = 4;        // at least, so that 7 rows share out evenly
 
-// One or two output rows, one residue of their columns, one range of channels.
+// One or two output rows, one residue of their columns, one range of channels. Source rows come in three runs: those
+// that only the first output row reads, those that both read, those that only the second does.
 template <class T>
 struct Row {
   using A = arithmetic<T>;
+  struct Run {
+    int64_t rows;
+    const T* x;     // column 0 of its first source row
+    const A* w[2];  // the tap row through which each output row reads that
+  };
   const Tail<T>& tail;
   const Phase& columns;
-  const T* x;              // column 0 of the first source row
+  Run runs[3];
   int64_t x_row, x_pixel;  // elements from source row to source row, from column to column
-  int64_t source_rows;     // that any of the output rows reads
-  struct {                 // an output row reads source row i through tap row i - shift, in [begin, end)
-    int64_t shift, begin, end;
-    bool reads(int64_t i) const { return i - shift >= begin && i - shift < end; }
-  } taps[2];
-  const A* w;            // tap row 0 of the phase
-  int64_t w_row, w_tap;  // elements from tap row to tap row (negative for dgrad), from tap to tap
+  int64_t w_row, w_tap;    // elements from tap row to tap row (negative for dgrad), from tap to tap
   int64_t all_taps;
   int64_t c_begin, c_end;
   int64_t n, pixel, pixel_row;  // first column of the first output row; from output row to output row
-  bool plain;                   // nothing but a store at the end
-  bool far;                     // the source comes from beyond L2: fetch the next rows ahead
+  const T* next;                // the source rows after these where they come from beyond L2: to be fetched ahead
 };
 
-// Adds what one source row gives to output rows [First, Last) of the tile.
-template <class T, int S, int Stride, int Columns, bool Border, int First, int Last, class V>
-[[gnu::always_inline]] inline void add_source_row(const Row<T>& k, int64_t i, int64_t j, int64_t c, int count, V* sum) {
-  const T* x = k.x + i * k.x_row + c;
-  const auto* w = k.w + (c & -line) * k.all_taps + (c & (line - 1));
-  const int64_t first = k.columns.source(j);
-  const auto outside = [&](int64_t column) { return Border && (column < 0 || column >= k.columns.in); };
-  if constexpr (S > 0) {  // taps side by side, their number and the stride known
-    V taps[(Last - First) * S];
-    unroll<Last - First>([&](auto q) __attribute__((always_inline)) {
-      const auto* row = w + (i - k.taps[First + q].shift) * k.w_row;
-      unroll<S>([&](auto s) __attribute__((always_inline)) { taps[q * S + s] = load(row + s * k.w_tap, count); });
-    });
-    unroll<(Columns - 1) * Stride + S>([&](auto at) __attribute__((always_inline)) {
-      if (outside(first + at)) return;
-      const V v = load(x + (first + at) * k.x_pixel, count);
-      unroll<S>([&](auto s) __attribute__((always_inline)) {
-        constexpr int ahead = decltype(at)::value - decltype(s)::value, column = ahead / Stride;
-        if constexpr (ahead >= 0 && ahead % Stride == 0 && column < Columns)
-          unroll<Last - First>([&](auto q) __attribute__((always_inline)) {
-            V& target = sum[(First + q) * Columns + column];
-            target = fma(v, taps[q * S + s], target);
-          });
-      });
-    });
-  } else {
-    static_assert(First == 0 && Last == 1);
-    const auto* row = w + (i - k.taps[0].shift) * k.w_row;
-    for (int64_t s = 0; s < k.columns.taps; ++s) {
-      const V tap = load(row + s * k.w_tap, count);
-      unroll<Columns>([&](auto q) __attribute__((always_inline)) {
-        const int64_t column = first + q * k.columns.in_step + s * k.columns.dilation;
-        if (!outside(column)) sum[q] = fma(load(x + column * k.x_pixel, count), tap, sum[q]);
-      });
+// The source columns of a tile: how far each lies from the first, in elements, and whether it is one of the map's.
+template <int count>
+struct Reads {
+  int64_t first, step[count];
+  uint32_t inside = 0;
+
+  template <class T>
+  Reads(const Row<T>& k, int64_t j) : first(k.columns.source(j)) {
+    for (int i = 0; i < count; ++i) {
+      step[i] = i * k.x_pixel;
+      inside |= static_cast<uint32_t>(first + i >= 0 && first + i < k.columns.in) << i;
     }
   }
+};
+
+// Taps side by side, their number and the stride known.
+template <int S, int Stride, int Columns>
+constexpr int reads = (Columns - 1) * Stride + S;
+
+// Adds what one source row gives to output rows [First, Last) of the tile.
+template <int S, int Stride, int Columns, bool Border, int First, int Last, class T, class V, class A>
+[[gnu::always_inline]] inline void add_source_row(const T* x, const Reads<reads<S, Stride, Columns>>& at,
+                                                  const A* const* w, int64_t w_tap, int count, V* sum) {
+  V taps[(Last - First) * S];
+  unroll<Last - First>([&](auto q) __attribute__((always_inline)) {
+    unroll<S>([&](auto s) __attribute__((always_inline)) { taps[q * S + s] = load(w[First + q] + s * w_tap, count); });
+  });
+  unroll<reads<S, Stride, Columns>>([&](auto i) __attribute__((always_inline)) {
+    if (Border && !(at.inside >> i & 1)) return;
+    const V v = load(x + at.step[i], count);
+    unroll<S>([&](auto s) __attribute__((always_inline)) {
+      constexpr int ahead = decltype(i)::value - decltype(s)::value, column = ahead / Stride;
+      if constexpr (ahead >= 0 && ahead % Stride == 0 && column < Columns)
+        unroll<Last - First>([&](auto q) __attribute__((always_inline)) {
+          fma_into(sum[(First + q) * Columns + column], v, taps[q * S + s]);
+        });
+    });
+  });
 }
 
 template <class T, int S, int Stride, int Rows, int Columns, bool Border>
-[[gnu::always_inline]] inline void tile(const Row<T>& k, int64_t j, int64_t c, int count) {
-  using V = Vec<arithmetic<T>>;
+[[gnu::always_inline]] inline void tile(const Row<T>& k, const Reads<reads<S, Stride, Columns>>& at, int64_t j,
+                                        int64_t c, int count) {
+  using A = arithmetic<T>;
+  using V = Vec<A>;
   V sum[Rows * Columns];
   unroll<Rows * Columns>([&](auto q) __attribute__((always_inline)) { sum[q] = V::zero(); });
-  if (k.far) {
-    constexpr int fetched = Columns * std::max(Stride, 1);
-    const T* next = k.x + k.source_rows * k.x_row + k.columns.source(j) * k.x_pixel + c;
+  const int64_t x_at = at.first * k.x_pixel + c, w_at = (c & -line) * k.all_taps + (c & (line - 1));
+  if (k.next) {
+    constexpr int fetched = Columns * Stride;
+    const T* next = k.next + x_at;
     unroll<Rows * fetched>([&](auto q) __attribute__((always_inline)) {
-      __builtin_prefetch(next + q / fetched * k.x_row + q % fetched * k.x_pixel, for_reading, into_l2);
+      __builtin_prefetch(next + q / fetched * k.x_row + at.step[q % fetched], for_reading, into_l2);
     });
   }
-  for (int64_t i = 0; i < k.source_rows; ++i) {
-    if constexpr (Rows == 1) {
-      add_source_row<T, S, Stride, Columns, Border, 0, 1>(k, i, j, c, count, sum);
-    } else {
-      const bool above = k.taps[0].reads(i), below = k.taps[1].reads(i);
-      if (above && below)
-        add_source_row<T, S, Stride, Columns, Border, 0, 2>(k, i, j, c, count, sum);
-      else if (above)
-        add_source_row<T, S, Stride, Columns, Border, 0, 1>(k, i, j, c, count, sum);
-      else if (below)
-        add_source_row<T, S, Stride, Columns, Border, 1, 2>(k, i, j, c, count, sum);
+  unroll<2 * Rows - 1>([&](auto which) __attribute__((always_inline)) {
+    constexpr int first = which / 2, last = Rows == 1 ? 1 : (which + 3) / 2;
+    const typename Row<T>::Run& run = k.runs[which];
+    const T* x = run.x + x_at;
+    const A* w[2] = {run.w[0] + w_at, run.w[1] + w_at};
+    for (int64_t i = run.rows; i > 0; --i) {
+      add_source_row<S, Stride, Columns, Border, first, last>(x, at, w, k.w_tap, count, sum);
+      x += k.x_row, w[0] += k.w_row, w[1] += k.w_row;
     }
-  }
+  });
   const int64_t pixel = k.pixel + k.columns.first + j * k.columns.step;
-  if (k.plain) {
-    const int64_t step = k.columns.step * k.tail.out_channels, row = k.pixel_row * k.tail.out_channels;
-    T* out = k.tail.out + k.tail.out_at(k.n, c, pixel);
-    unroll<Rows * Columns>([&](auto q) __attribute__((always_inline)) {
-      store(out + q / Columns * row + q % Columns * step, sum[q], count);
-    });
-  } else {
-    unroll<Rows * Columns>([&](auto q) __attribute__((always_inline)) {
-      k.tail.put_channels(k.n, c, pixel + q / Columns * k.pixel_row + q % Columns * k.columns.step, sum[q], count);
-    });
-  }
+  k.tail.template put_block<Rows, Columns>(k.n, c, pixel, k.pixel_row, k.columns.step, sum, count);
 }
 
 template <class T, int S, int Stride, int Rows, int Columns>
 void channels_of_tile(const Row<T>& k, int64_t j) {
   constexpr int lanes = Vec<arithmetic<T>>::lanes;
-  const Phase& columns = k.columns;
-  const int64_t first = columns.source(j);
-  const int64_t last = columns.source(j + Columns - 1) + (columns.taps - 1) * columns.dilation;
+  const Reads<reads<S, Stride, Columns>> at(k, j);
   int64_t c = k.c_begin;
-  if (first < 0 || last >= columns.in)
-    for (; c + lanes <= k.c_end; c += lanes) tile<T, S, Stride, Rows, Columns, true>(k, j, c, lanes);
+  if (at.inside != (uint32_t{1} << reads<S, Stride, Columns>)-1)
+    for (; c + lanes <= k.c_end; c += lanes) tile<T, S, Stride, Rows, Columns, true>(k, at, j, c, lanes);
   else
-    for (; c + lanes <= k.c_end; c += lanes) tile<T, S, Stride, Rows, Columns, false>(k, j, c, lanes);
-  if (c < k.c_end) tile<T, S, Stride, Rows, Columns, true>(k, j, c, static_cast<int>(k.c_end - c));
+    for (; c + lanes <= k.c_end; c += lanes) tile<T, S, Stride, Rows, Columns, false>(k, at, j, c, lanes);
+  if (c < k.c_end) tile<T, S, Stride, Rows, Columns, true>(k, at, j, c, static_cast<int>(k.c_end - c));
+}
+
+// Any number of taps, any distance between them: one row.
+template <class T, int Columns>
+void channels_of_tile_of_any_taps(const Row<T>& k, int64_t j) {
+  using V = Vec<arithmetic<T>>;
+  const int64_t first = k.columns.source(j), pixel = k.pixel + k.columns.first + j * k.columns.step;
+  for (int64_t c = k.c_begin; c < k.c_end; c += V::lanes) {
+    const int count = static_cast<int>(std::min<int64_t>(V::lanes, k.c_end - c));
+    V sum[Columns];
+    unroll<Columns>([&](auto q) { sum[q] = V::zero(); });
+    for (int64_t i = 0; i < k.runs[0].rows; ++i) {
+      const T* x = k.runs[0].x + i * k.x_row + c;
+      const auto* w = k.runs[0].w[0] + (c & -line) * k.all_taps + (c & (line - 1)) + i * k.w_row;
+      for (int64_t s = 0; s < k.columns.taps; ++s) {
+        const V tap = load(w + s * k.w_tap, count);
+        unroll<Columns>([&](auto q) __attribute__((always_inline)) {
+          const int64_t column = first + q * k.columns.in_step + s * k.columns.dilation;
+          if (column >= 0 && column < k.columns.in) sum[q] = fma(load(x + column * k.x_pixel, count), tap, sum[q]);
+        });
+      }
+    }
+    k.tail.template put_block<1, Columns>(k.n, c, pixel, k.pixel_row, k.columns.step, sum, count);
+  }
 }
 
 // The last tile of a row moves back to end with it and computes some columns again, to the same bits.
 template <class T, int S, int Stride, int Rows>
 void columns_of_rows(const Row<T>& k) {
   const int64_t count = k.columns.count;
-  if (count < tile_columns) {
-    for (int64_t j = 0; j < count; ++j) channels_of_tile<T, S, Stride, Rows, 1>(k, j);
-    return;
-  }
-  for (int64_t j = 0; j < count; j += tile_columns)
-    channels_of_tile<T, S, Stride, Rows, tile_columns>(k, std::min(j, count - tile_columns));
+  const auto tiles = [&](auto width) {
+    for (int64_t j = 0; j < count; j += width) {
+      const int64_t at = std::min<int64_t>(j, count - width);
+      if constexpr (S > 0)
+        channels_of_tile<T, S, Stride, Rows, width>(k, at);
+      else
+        channels_of_tile_of_any_taps<T, width>(k, at);
+    }
+  };
+  if (count < tile_columns)
+    tiles(std::integral_constant<int, 1>{});
+  else
+    tiles(std::integral_constant<int, tile_columns>{});
 }
 
 // Float64 and the portable build have one tile, for any taps: they are to be right, and quick to compile.
@@ -211,7 +233,6 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
               int64_t n, int64_t begin, int64_t end, int64_t c_begin, int64_t c_end) {
   const T* source = static_cast<const T*>(p.pass == Pass::dgrad ? args.y : args.x);
   source += n * shape.source_rows * shape.source_width * shape.channels;
-  const bool plain = !tail.bias && !tail.residual && tail.activation == Activation::none;
   const int64_t image = shape.source_rows * shape.source_width * shape.channels * static_cast<int64_t>(sizeof(T));
   const bool far = p.n * image > machine().l2;
   const int64_t tap_row = p.w.window * line;
@@ -222,21 +243,25 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
     const int64_t j = row / h.step, rows = paired && row + 1 < end ? 2 : 1;
     const auto [tap_begin, tap_end] = h.clip(j);
     const auto [next_begin, next_end] = rows == 2 ? h.clip(j + 1) : std::pair<int64_t, int64_t>{0, 0};
-    const int64_t shift = -tap_begin;  // the first source row is read through the first valid tap row
-    const int64_t next_shift = shift + h.in_step;
-    const int64_t last = std::max(tap_end + shift, rows == 2 ? next_end + next_shift : 0);
-    const T* x = source + (h.source(j) + tap_begin * h.dilation) * shape.source_width * shape.channels;
+    // Source row i is row h.source(j) + i·dilation; tap row t of the second output row reads source row t + 1.
+    const int64_t above_end = rows == 2 ? std::min(tap_end, std::max(tap_begin, next_begin + 1)) : tap_end;
+    const int64_t below_begin = std::max(tap_end, next_begin + 1), below_end = rows == 2 ? next_end + 1 : below_begin;
+    const int64_t x_row = h.dilation * shape.source_width * shape.channels;
     for (int64_t residue = 0; residue < phases(p.w, p.pass); ++residue) {
       const Phase w = phase_of(p.w, p.pass, residue);
+      const T* x = source + h.source(j) * shape.source_width * shape.channels;
+      const auto* taps = packed + h.tap * tap_row + w.tap * line;
+      const int64_t w_row = h.tap_step * tap_row;
+      const auto run = [&](int64_t first, int64_t last) {
+        return typename Row<T>::Run{
+            w.taps ? last - first : 0, x + first * x_row, {taps + first * w_row, taps + (first - 1) * w_row}};
+      };
       const Row<T> k{tail,
                      w,
-                     x,
-                     h.dilation * shape.source_width * shape.channels,
+                     {run(tap_begin, above_end), run(above_end, tap_end), run(below_begin, below_end)},
+                     x_row,
                      shape.channels,
-                     w.taps ? last : 0,
-                     {{shift, tap_begin, tap_end}, {next_shift, next_begin, next_end}},
-                     packed + h.tap * tap_row + w.tap * line,
-                     h.tap_step * tap_row,
+                     w_row,
                      w.tap_step * line,
                      p.taps(),
                      c_begin,
@@ -244,8 +269,7 @@ void run_rows(const Problem& p, const Args& args, const Shape& shape, const Tail
                      n,
                      row * shape.width,
                      shape.width,
-                     plain,
-                     far};
+                     far ? x + (rows == 2 ? next_end + 1 : tap_end) * x_row : nullptr};
       rows == 2 ? run_pair(k) : run_row(k);
     }
     row += rows;

@@ -121,7 +121,7 @@ template <class A>
 // NaN where x is minus infinity, else y.
 template <class A>
 [[gnu::always_inline]] inline Vec<A> unless_minus_infinite(Vec<A> x, Vec<A> y) {
-  return fma(min(x, Vec<A>::zero()), Vec<A>::zero(), y);
+  return fma(at_most(x, Vec<A>::zero()), Vec<A>::zero(), y);
 }
 
 }  // namespace detail
@@ -131,14 +131,14 @@ template <class A>
 Vec<A> exp(Vec<A> x) {
   using V = Vec<A>;
   using Table = detail::ExpTable<A>;
-  return detail::exp_parts(min(max(x, V::broadcast(Table::lowest)), V::broadcast(Table::highest))).value();
+  return detail::exp_parts(at_most(at_least(x, V::broadcast(Table::lowest)), V::broadcast(Table::highest))).value();
 }
 
 template <class A>
 Vec<A> sigmoid(Vec<A> x) {
   using V = Vec<A>;
   using Table = detail::ExpTable<A>;
-  const auto e = detail::exp_parts(min(max(x, V::broadcast(Table::lowest)), V::broadcast(Table::enough)));
+  const auto e = detail::exp_parts(at_most(at_least(x, V::broadcast(Table::lowest)), V::broadcast(Table::enough)));
   return scale(e.p / (V::broadcast(1) + e.value()), e.n);
 }
 
@@ -146,8 +146,8 @@ template <class A>
 Vec<A> silu(Vec<A> x) {
   using V = Vec<A>;
   using Table = detail::ExpTable<A>;
-  const V within = max(x, V::broadcast(Table::lowest));
-  const auto e = detail::exp_parts(min(within, V::broadcast(Table::enough)));
+  const V within = at_least(x, V::broadcast(Table::lowest));
+  const auto e = detail::exp_parts(at_most(within, V::broadcast(Table::enough)));
   return detail::unless_minus_infinite(x, scale(within * e.p / (V::broadcast(1) + e.value()), e.n));
 }
 
@@ -155,12 +155,12 @@ template <class A>
 Vec<A> gelu(Vec<A> x) {
   using V = Vec<A>;
   using Table = detail::ExpTable<A>;
-  const V a = min(max(x, V::zero() - x), V::broadcast(Table::tail_end));
+  const V a = at_most(at_least(V::zero() - x, x), V::broadcast(Table::tail_end));
   const V coarse = V::broadcast(Table::coarse), high = (a + coarse) - coarse, half = V::broadcast(A(-0.5));
   const detail::Power<A> e = detail::exp_parts(high * high * half, (a - high) * (a + high) * half);
   const V t = a / (a + V::broadcast(Table::k));
   const V tail = t * detail::polynomial(Table::tail, (t + t) - V::broadcast(1));
-  return detail::unless_minus_infinite(x, max(x, V::zero()) - scale(tail * e.p, e.n));
+  return detail::unless_minus_infinite(x, at_least(x, V::zero()) - scale(tail * e.p, e.n));
 }
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -109,6 +109,11 @@ inline Vec<double> max(Vec<double> a, Vec<double> b) {
 inline Vec<double> min(Vec<double> a, Vec<double> b) {
   return {_mm256_blendv_pd(_mm256_min_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))};
 }
+// x within a bound; NaN stays NaN. One instruction, whose second operand wins where there is no order.
+inline Vec<float> at_least(Vec<float> x, Vec<float> bound) { return {_mm256_max_ps(bound.v, x.v)}; }
+inline Vec<float> at_most(Vec<float> x, Vec<float> bound) { return {_mm256_min_ps(bound.v, x.v)}; }
+inline Vec<double> at_least(Vec<double> x, Vec<double> bound) { return {_mm256_max_pd(bound.v, x.v)}; }
+inline Vec<double> at_most(Vec<double> x, Vec<double> bound) { return {_mm256_min_pd(bound.v, x.v)}; }
 // a where x > 0, b elsewhere (NaN included).
 inline Vec<float> where_positive(Vec<float> x, Vec<float> a, Vec<float> b) {
   return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, _mm256_setzero_ps(), _CMP_GT_OQ))};

@@ -94,6 +94,11 @@ inline Vec<double> max(Vec<double> a, Vec<double> b) {
 inline Vec<double> min(Vec<double> a, Vec<double> b) {
   return {_mm512_mask_mov_pd(_mm512_min_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
 }
+// x within a bound; NaN stays NaN. One instruction, whose second operand wins where there is no order.
+inline Vec<float> at_least(Vec<float> x, Vec<float> bound) { return {_mm512_max_ps(bound.v, x.v)}; }
+inline Vec<float> at_most(Vec<float> x, Vec<float> bound) { return {_mm512_min_ps(bound.v, x.v)}; }
+inline Vec<double> at_least(Vec<double> x, Vec<double> bound) { return {_mm512_max_pd(bound.v, x.v)}; }
+inline Vec<double> at_most(Vec<double> x, Vec<double> bound) { return {_mm512_min_pd(bound.v, x.v)}; }
 // a where x > 0, b elsewhere (NaN included).
 inline Vec<float> where_positive(Vec<float> x, Vec<float> a, Vec<float> b) {
   return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)};

@@ -96,6 +96,11 @@ inline Vec<float> max(Vec<float> a, Vec<float> b) { return {vmaxq_f32(a.v, b.v)}
 inline Vec<float> min(Vec<float> a, Vec<float> b) { return {vminq_f32(a.v, b.v)}; }
 inline Vec<double> max(Vec<double> a, Vec<double> b) { return {vmaxq_f64(a.v, b.v)}; }
 inline Vec<double> min(Vec<double> a, Vec<double> b) { return {vminq_f64(a.v, b.v)}; }
+// x within a bound; NaN stays NaN.
+inline Vec<float> at_least(Vec<float> x, Vec<float> bound) { return max(x, bound); }
+inline Vec<float> at_most(Vec<float> x, Vec<float> bound) { return min(x, bound); }
+inline Vec<double> at_least(Vec<double> x, Vec<double> bound) { return max(x, bound); }
+inline Vec<double> at_most(Vec<double> x, Vec<double> bound) { return min(x, bound); }
 // a where x > 0, b elsewhere (NaN included).
 inline Vec<float> where_positive(Vec<float> x, Vec<float> a, Vec<float> b) {
   return {vbslq_f32(vcgtq_f32(x.v, vdupq_n_f32(0)), a.v, b.v)};

@@ -86,6 +86,15 @@ Vec<T> min(Vec<T> a, Vec<T> b) {
   for (int i = 0; i < Vec<T>::lanes; ++i) a.v[i] = (a.v[i] < b.v[i] || a.v[i] != a.v[i]) ? a.v[i] : b.v[i];
   return a;
 }
+// x within a bound; NaN stays NaN.
+template <class T>
+Vec<T> at_least(Vec<T> x, Vec<T> bound) {
+  return max(x, bound);
+}
+template <class T>
+Vec<T> at_most(Vec<T> x, Vec<T> bound) {
+  return min(x, bound);
+}
 // a where x > 0, b elsewhere (NaN included).
 template <class T>
 Vec<T> where_positive(Vec<T> x, Vec<T> a, Vec<T> b) {
