@@ -372,7 +372,7 @@ class TestCallsLikeTheLast:
             torch.testing.assert_close(plan(value), model(value).detach(), rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
-        "bad, error, words",
+        ("bad", "error", "words"),
         [
             (lambda x: x.double(), ValueError, "was made for torch.float32"),
             (lambda x: x[:, :, 1:], ValueError, "optimize the model again for other sizes"),
