@@ -88,17 +88,27 @@ def compiled(model: nn.Module, x: Tensor) -> Way:
 
 def onnxruntime(model: nn.Module, x: Tensor) -> Way:
     """ONNX Runtime on the CPU with torch's number of threads."""
+    return Way("ONNX Runtime", False, onnxruntime_session(onnx(model, x)), x)
+
+
+def onnxruntime_session(model: bytes | str) -> Callable[[Tensor], Any]:
+    """An inference of a model in ONNX, given as a file's content or path."""
     import onnxruntime as runtime
 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(_onnx(model, x), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return Way("ONNX Runtime", False, lambda given: session.run(None, {name: given.numpy()}), x)
+    return lambda given: session.run(None, {name: given.numpy()})
 
 
 def openvino(model: nn.Module, x: Tensor) -> Way:
     """OpenVINO on the CPU in float32 with torch's number of threads."""
+    return Way("OpenVINO", False, openvino_request(onnx(model, x)), x)
+
+
+def openvino_request(model: bytes | str) -> Callable[[Tensor], Any]:
+    """An inference of a model in ONNX, given as a file's content or path."""
     import openvino as runtime
 
     core = runtime.Core()
@@ -107,8 +117,8 @@ def openvino(model: nn.Module, x: Tensor) -> Way:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    request = core.compile_model(core.read_model(_onnx(model, x)), "CPU", properties).create_infer_request()
-    return Way("OpenVINO", False, lambda given: list(request.infer([given.numpy()]).values()), x)
+    request = core.compile_model(core.read_model(model), "CPU", properties).create_infer_request()
+    return lambda given: list(request.infer([given.numpy()]).values())
 
 
 PEERS: dict[str, Callable[[nn.Module, Tensor], Way]] = {
@@ -129,7 +139,7 @@ def peer(name: str, model: nn.Module, x: Tensor) -> Way:
         raise Missing(f"{name} cannot run this model: {first}") from None
 
 
-def _onnx(model: nn.Module, x: Tensor) -> bytes:
+def onnx(model: nn.Module, x: Tensor) -> bytes:
     """The model as ONNX, for inputs of this size. Needs the packages onnx and onnxscript."""
     file = io.BytesIO()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
