@@ -12,7 +12,7 @@ from torch import Tensor
 from fastconv.problem import Problem
 from fastconv.reference import epilogue
 
-OPS = ("map2d", "reorder2d", "bilinear2d")
+OPS = ("map2d", "reorder2d", "bilinear2d", "nearest2d")
 
 
 def part(problem: Problem, x: Tensor) -> Tensor:
@@ -43,6 +43,14 @@ def interpolate(problem: Problem, x: Tensor, weighted: bool = True) -> Tensor:
     y = part(problem, x).double()
     for dim, axis in ((3, problem.w), (2, problem.h)):
         y = _along(y, dim, places(axis.size, axis.out, problem.corners), weighted)
+    return y
+
+
+def nearest(problem: Problem, x: Tensor) -> Tensor:
+    """x, a buffer; each output pixel is the input pixel that it lies in."""
+    y = part(problem, x).double()
+    for dim, axis in ((3, problem.w), (2, problem.h)):
+        y = y.index_select(dim, torch.tensor([o * axis.size // axis.out for o in range(axis.out)], dtype=torch.int64))
     return y
 
 

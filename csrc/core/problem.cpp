@@ -66,7 +66,7 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
-  if (op == Op::reorder2d) return 0;
+  if (op == Op::reorder2d || op == Op::nearest2d) return 0;
   if (op == Op::map2d)
     return outputs * (int{scale} + int{epilogue.residual} + int{epilogue.activation != Activation::none});
   if (op == Op::bilinear2d) return 6.0 * outputs;  // three interpolations of two operations

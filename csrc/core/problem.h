@@ -17,6 +17,7 @@
 // map2d_n8c96h56w56_f32nhwc[_scale][_res][_relu]: x, times a factor for each image and channel, plus the residual,
 // through the activation. reorder2d_n8c3h224w224_f32nchw: x in the layout named, written in the other one.
 // bilinear2d_n8c21h28w28_o224x224_f32nhwc[_corners]: interpolated to 224x224; "corners" aligns the corner pixels.
+// nearest2d_n8c256h28w28_o56x56_f32nhwc: each pixel of 56x56 is the one of 28x28 that it lies in.
 #pragma once
 
 #include <cstddef>
@@ -97,7 +98,8 @@ struct Problem {
   }
   // Whether the output's size is stated, not derived from a window that slides.
   bool names_output() const {
-    return op == Op::adaptivemax2d || op == Op::adaptiveavg2d || op == Op::unpool2d || op == Op::bilinear2d;
+    return op == Op::adaptivemax2d || op == Op::adaptiveavg2d || op == Op::unpool2d || op == Op::bilinear2d ||
+           op == Op::nearest2d;
   }
   bool keeps_size() const { return is_norm() || op == Op::map2d || op == Op::reorder2d; }
   // Channels of the tensor this pass writes, and of the buffer it writes them into.

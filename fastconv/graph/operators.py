@@ -158,6 +158,10 @@ def bilinear2d(x: Tensor, *, size: tuple[int, int], corners: bool = False) -> Te
     return F.interpolate(x, size, mode="bilinear", align_corners=corners)
 
 
+def nearest2d(x: Tensor, *, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="nearest")
+
+
 def local_response_norm(x: Tensor, *, size: int, alpha: float, beta: float, k: float) -> Tensor:
     return F.local_response_norm(x, size, alpha, beta, k)
 
@@ -175,5 +179,5 @@ def flatten(x: Tensor) -> Tensor:
 # What carries an epilogue: residual and activation.
 FUSED = (conv2d, conv_transpose2d, linear, affine, map2d)
 
-ALL = (*FUSED, pad, max_pool2d, avg_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, bilinear2d, local_response_norm,
-       cat, flatten)  # fmt: skip
+ALL = (*FUSED, pad, max_pool2d, avg_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, bilinear2d, nearest2d,
+       local_response_norm, cat, flatten)  # fmt: skip

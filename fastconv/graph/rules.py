@@ -148,6 +148,11 @@ def _bilinear2d(low, node, x, *, size, corners=False):
     return _sized(low, node, x, "bilinear2d", size, "_corners" if corners else "")
 
 
+@_lowers(operators.nearest2d)
+def _nearest2d(low, node, x, *, size):
+    return _sized(low, node, x, "nearest2d", size)
+
+
 def _sized(low, node, x, op, size, words="") -> Value:
     source, out = low.values[x], low.target(node)
     low.emit(f"{op}_{source.head}_o{size[0]}x{size[1]}_{source.dtype}nhwc{words}", {"x": source}, out)

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fastconv.graph import operators
+from fastconv.kernels.aten_map import takes_torch_s_pixels
 
 aten = torch.ops.aten
 
@@ -268,6 +269,18 @@ def _bilinear(a: Arguments) -> Call | None:
     if not size:
         return None
     return Call(operators.bilinear2d, (a["input"],), {"size": size, "corners": a["align_corners"]})
+
+
+@rule(aten.upsample_nearest2d.vec)
+def _nearest(a: Arguments) -> Call | None:
+    """Where both ways to a pixel's place lead to the same pixels."""
+    sizes, factors = shape(a["input"])[2:], a["scale_factors"] or (None, None)
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    out = pair(a["output_size"]) if a["output_size"] else tuple(int(s * f) for s, f in zip(sizes, factors, strict=True))
+    if not out or not all(map(takes_torch_s_pixels, sizes, out, factors)):
+        return None
+    return Call(operators.nearest2d, (a["input"],), {"size": out})
 
 
 @rule(aten.cat.default)

@@ -32,11 +32,12 @@ def part(problem: Problem, x: Tensor) -> Tensor:
 
 
 def rows() -> list[Kernel]:
-    """One row for each of map2d, reorder2d and bilinear2d."""
+    """One row for each op of maps."""
     return [
         Kernel("map2d/fprop_aten", "map2d", "fprop", DEVICES, _refuses, map_),
         Kernel("reorder2d/fprop_aten", "reorder2d", "fprop", DEVICES, _refuses, reorder),
         Kernel("bilinear2d/fprop_aten", "bilinear2d", "fprop", DEVICES, _refuses, bilinear),
+        Kernel("nearest2d/fprop_aten", "nearest2d", "fprop", DEVICES, _refuses_nearest, nearest),
     ]
 
 
@@ -44,6 +45,28 @@ def _refuses(problem: Problem) -> str | None:
     if problem.out_channels:
         return "PyTorch's operator cannot write into a channel slice of a larger buffer."
     return None
+
+
+def takes_torch_s_pixels(size: int, out: int, scale_factor: float | None = None) -> bool:
+    """Whether torch, which takes the nearest pixel's place in floating point, picks the pixels o·size // out.
+
+    scale_factor: as interpolate was given it; None where it was given the size.
+    """
+    exact = torch.arange(out) * size // max(out, 1)
+    for dtype in (torch.float32, torch.float64):
+        scale = (
+            torch.tensor(size, dtype=dtype) / out if scale_factor is None else torch.tensor(1 / scale_factor).to(dtype)
+        )
+        if not torch.equal((torch.arange(out, dtype=dtype) * scale).long().clamp(max=size - 1), exact):
+            return False
+    return True
+
+
+def _refuses_nearest(problem: Problem) -> str | None:
+    for axis in (problem.h, problem.w):
+        if not takes_torch_s_pixels(axis.size, axis.out):
+            return f"PyTorch takes places in float, and other pixels on the way from {axis.size} to {axis.out}."
+    return _refuses(problem)
 
 
 def map_(problem: Problem, *, x: Tensor, scale: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -68,3 +91,8 @@ def bilinear(problem: Problem, *, x: Tensor) -> Tensor:
     size = (problem.h.out, problem.w.out)
     x = part(problem, x)
     return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=problem.corners)
+
+
+def nearest(problem: Problem, *, x: Tensor) -> Tensor:
+    """``torch.nn.functional.interpolate`` of the nearest pixels."""
+    return torch.nn.functional.interpolate(part(problem, x), (problem.h.out, problem.w.out), mode="nearest")

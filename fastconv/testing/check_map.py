@@ -49,6 +49,9 @@ def case(problem: Problem, kind: str, seed: int) -> Case:
     exact = problem.op == "reorder2d"
     if problem.op == "bilinear2d":
         expected, size = (reference_map.interpolate(problem, t) for t in (tensors["x"], tensors["x"].abs()))
+    elif problem.op == "nearest2d":
+        exact, expected = True, reference_map.nearest(problem, tensors["x"])
+        size = expected
     elif exact:
         expected = size = x.double()
     else:

@@ -18,13 +18,15 @@ def random_problem(rng: random.Random, op: str) -> Problem:
     """Any problem of this op: every dtype, layout, slice and epilogue it has."""
     while True:
         n, c, h, w = rng.choice((1, 1, 2, 3, 5)), rng.choice(CHANNELS), rng.choice(SIZES), rng.choice(SIZES)
-        out = f"_o{rng.choice(SIZES)}x{rng.choice(SIZES)}" if op == "bilinear2d" else ""
+        out = f"_o{rng.choice(SIZES)}x{rng.choice(SIZES)}" if op in ("bilinear2d", "nearest2d") else ""
         problem = Problem(f"{op}_n{n}c{c}h{h}w{w}{out}_{rng.choice(('f32', 'f64', 'f16', 'bf16'))}nhwc")
         if n * c * max(h * w, problem.h.out * problem.w.out) <= MAX_ELEMENTS:
             break
     problem = problem.replace(layout=rng.choice(("nchw", "nhwc")))
     if op == "reorder2d":
         return problem
+    if op == "nearest2d":
+        return with_slices(rng, problem)
     if op == "bilinear2d":
         return with_slices(rng, problem.replace(corners=rng.random() < 0.5))
     changes = {"scale": rng.random() < 0.6, "residual": rng.random() < 0.4, "activation": rng.choice(ACTIVATIONS)}

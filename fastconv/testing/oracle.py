@@ -143,7 +143,7 @@ def _ask_map(problem: Problem) -> Oracle:
 
     case = check_map.case(problem, "normal", SEED)
     size, terms = case.size, check_map.STEPS
-    if problem.op == "reorder2d":
+    if problem.op in ("reorder2d", "nearest2d"):
         size = None
     elif problem.op == "bilinear2d":
         # PyTorch takes its places in float: they are off by some units of the size, and weigh the neighbours.

@@ -116,6 +116,7 @@ def test_numbers_too_large_for_64_bits_of_arithmetic_are_refused(text):
         "batchnorm2d_n1c64h7w9_f32nhwc_relu_in0of256",
         "reorder2d_n8c3h224w128_f32nchw",
         "bilinear2d_n8c21h28w20_o224x100_f32nhwc_corners",
+        "nearest2d_n8c21h28w20_o224x100_f32nhwc",
     ],
 )
 def test_words_of_plans_survive(text):

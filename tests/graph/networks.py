@@ -113,6 +113,24 @@ class Upsampled(nn.Module):
         return {"out": out, "coarse": y}
 
 
+class Pyramid(nn.Module):
+    """Coarse maps brought to the size of fine ones, by sizes and by factors, into sums and concatenations."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.coarse = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        self.up = nn.Upsample(scale_factor=2)
+        self.last = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        middle = self.coarse[:2](fine)
+        coarse = self.coarse[2](middle)
+        middle = middle + nn.functional.interpolate(coarse, size=middle.shape[-2:])
+        return self.last(torch.cat([self.up(middle), fine], 1))
+
+
 class Classic(nn.Module):
     """Linear layers behind a flattened map, as in AlexNet and VGG."""
 
@@ -191,6 +209,7 @@ ALL = {
     "dense": (Dense, (2, 3, 10, 8)),
     "squeeze_excite": (SqueezeExcite, (2, 6, 9, 11)),
     "upsampled": (Upsampled, (2, 3, 17, 21)),
+    "pyramid": (Pyramid, (2, 3, 32, 40)),
     "classic": (Classic, (2, 3, 16, 12)),
     "indexed": (Indexed, (2, 3, 12, 14)),
     "overwritten": (Overwritten, (2, 3, 5, 4)),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastconv import reference_map, registry
+from fastconv.kernels import aten_map
 from fastconv.problem import Problem
 from fastconv.profiling import machine
 from fastconv.testing import bench, corpus, inputs, oracle
@@ -96,6 +97,7 @@ def test_results_larger_than_the_last_cache(op, layout):
         "map2d": f"map2d_n1c16h1w{pixels}_f32{layout}_scale_relu",
         "reorder2d": f"reorder2d_n1c16h1w{pixels}_f32{layout}",
         "bilinear2d": f"bilinear2d_n1c16h99w128_o{pixels // 512 + 1}x512_f32{layout}",
+        "nearest2d": f"nearest2d_n1c16h99w128_o{pixels // 512 + 1}x512_f32{layout}",
     }[op]
     for kernel in FAST:
         if kernel.op == op and kernel.refuses(Problem(text)) is None and "scalar" not in kernel.name:
@@ -113,7 +115,31 @@ def test_interpolation_is_torch_s(sizes, corners):
     assert (reference_map.interpolate(problem, x) - theirs).abs().max() < 1e-13
 
 
+@pytest.mark.parametrize("sizes", [((7, 5), (28, 15)), ((20, 31), (8, 8)), ((1, 1), (4, 6)), ((9, 9), (9, 9))])
+def test_nearest_pixels_are_torch_s(sizes):
+    (h, w), (p, q) = sizes
+    problem = Problem(f"nearest2d_n2c3h{h}w{w}_o{p}x{q}_f32nhwc")
+    x = case(problem, "normal", 0).tensors["x"]
+    assert torch.equal(reference_map.nearest(problem, x).float(), torch.nn.functional.interpolate(x, (p, q)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_where_torch_s_places_are_others_is_known(dtype):
+    """Every way between small sizes: torch's own answer, and what is said of it; some are others."""
+    others = 0
+    for size in range(1, 64):
+        x = torch.arange(size, dtype=dtype).reshape(1, 1, 1, -1)
+        for out in range(1, 130):
+            same = torch.equal(
+                torch.nn.functional.interpolate(x, (1, out)).flatten(), x.flatten()[torch.arange(out) * size // out]
+            )
+            assert same or not aten_map.takes_torch_s_pixels(size, out), (size, out)
+            others += not aten_map.takes_torch_s_pixels(size, out)
+    assert 0 < others < 2000
+
+
 TEXTS = (
+    "nearest2d_n2c5h7w5_o14x15_f32nhwc",
     "map2d_n2c24h7w5_f32nhwc_scale_res_silu_in8of40",
     "reorder2d_n2c24h7w5_f32nchw",
     "bilinear2d_n2c5h7w5_o14x9_f32nhwc",

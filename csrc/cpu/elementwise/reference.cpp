@@ -1,5 +1,5 @@
-// The definitions of map2d, reorder2d and bilinear2d, one element at a time in double: the last rows of the list. They
-// lose to every other kernel.
+// The definitions of map2d, reorder2d, bilinear2d and nearest2d, one element at a time in double: the last rows of the
+// list. They lose to every other kernel.
 #include "cpu/epilogue.h"
 #include "refuses.h"
 #include "weights.h"
@@ -67,6 +67,12 @@ void run_bilinear(const Problem& p, const Args& args, const Parallel& parallel) 
   });
 }
 
+void run_nearest(const Problem& p, const Args& args, const Parallel& parallel) {
+  each(p, args, parallel, [&](auto*, const auto& x, int64_t n, int64_t c, int64_t pixel) {
+    return x(n, c, nearest(p.h, pixel / p.w.out) * p.w.in + nearest(p.w, pixel % p.w.out));
+  });
+}
+
 }  // namespace
 
 extern const KernelBody map2d_fprop_reference{
@@ -74,5 +80,7 @@ extern const KernelBody map2d_fprop_reference{
 extern const KernelBody reorder2d_fprop_reference{refuses_slices, no_workspace, run_reorder};
 extern const KernelBody bilinear2d_fprop_reference{
     .refuses = refuses_fused, .workspace = no_workspace, .run = run_bilinear, .reads_slices = true};
+extern const KernelBody nearest2d_fprop_reference{
+    .refuses = refuses_fused, .workspace = no_workspace, .run = run_nearest, .reads_slices = true};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -29,4 +29,7 @@ inline Between between(const Axis& axis, bool corners, int64_t o) {
   return {first, first + 1, 1 - far, far};
 }
 
+// Where the pixel that pixel o of an output lies in is, at o·in / out.
+inline int64_t nearest(const Axis& axis, int64_t o) { return o * axis.in / axis.out; }
+
 }  // namespace fastconv::FASTCONV_ISA
