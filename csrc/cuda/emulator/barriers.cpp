@@ -51,14 +51,15 @@ void Block::join_warp(uint32_t mask) {
 
 // --- bar.sync and bar.arrive -----------------------------------------------------------------------------------------
 void Block::named(int id, int threads, bool waits, Site site) {
-  const std::string name = "named barrier " + std::to_string(id) + " in " + site.text();
-  if (id < 1 || id >= most_named) throw Failure(where() + " uses " + name + ", but they are numbered from 1 to 15.");
+  auto refuse = [&](const std::string& why) {  // a string made before the wait would stay on a stack that is left
+    throw Failure(where() + " uses named barrier " + std::to_string(id) + " in " + site.text() + why);
+  };
+  if (id < 1 || id >= most_named) refuse(", but they are numbered from 1 to 15.");
   if (threads < 1 || threads % warp_lanes || threads > static_cast<int>(threads_.size()))
-    throw Failure(where() + " uses " + name + " for " + std::to_string(threads) + " threads.");
+    refuse(" for " + std::to_string(threads) + " threads.");
   NamedBarrier& barrier = named_[static_cast<size_t>(id)];
   if (barrier.came && barrier.wanted != threads)
-    throw Failure(where() + " uses " + name + " for " + std::to_string(threads) + " threads while it waits for " +
-                  std::to_string(barrier.wanted) + ".");
+    refuse(" for " + std::to_string(threads) + " threads while it waits for " + std::to_string(barrier.wanted) + ".");
   barrier.wanted = threads;
   release(barrier.clocks);
   ++barrier.came;

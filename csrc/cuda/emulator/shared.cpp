@@ -91,7 +91,9 @@ void Block::check_shared(const void* at, int bytes, bool write) {
     if (other != -1)
       throw Failure(where() + (write ? " writes" : " reads") + " offset " +
                     std::to_string((cell - cells_.data()) * cell_bytes) + " of shared memory, which " +
-                    (other == several ? "other threads have" : "thread " + std::to_string(other) + " has") +
+                    (other == several                             ? "other threads have"
+                     : other >= static_cast<int>(threads_.size()) ? "a bulk load has"
+                                                                  : "thread " + std::to_string(other) + " has") +
                     " touched since the last barrier.");
     if (write) {
       cell->write_epoch = epoch_, cell->writer = self, cell->write_clock = me().clock;
