@@ -17,7 +17,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds the emulator with the address and undefined behaviour sanitizers, which must know that stacks are switched."""
+    """Holds the emulator with address and undefined behaviour sanitizers, which must know that stacks are switched."""
     path = tmp_path_factory.mktemp("emulator")
     with ThreadPoolExecutor(2) as pool:
         for source in (ROOT / "csrc/cuda/emulator").glob("*.cpp"):

@@ -1,5 +1,5 @@
-"""The sm_90 kernels in the emulator, on problems of several tiles: every block takes some, both warpgroups work, and the
-stages come round. The problems of test_kernels.py, which all kernels get, are smaller than a tile.
+"""The sm_90 kernels in the emulator, on problems of several tiles: every block takes some, both warpgroups work, and
+the stages come round. The problems of test_kernels.py, which all kernels get, are smaller than a tile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROBLEMS = (
     "n2c48h17w18_k80r3s3_u2x1_p1_g2_bf16nhwc_wgrad",
 )
 RANDOM_PROBLEMS, ALL_RANDOM_PROBLEMS = 4, 200
-RANDOM_FLOPS = 2e7
+RANDOM_FLOPS, LARGEST_BYTES = 2e5, 2e6
 
 
 def kernel_of(problem: Problem):
@@ -75,7 +75,7 @@ def random_problem(rng: random.Random, pass_: str) -> Problem:
         dtype = rng.choice(("f16", "bf16") if pass_ == "wgrad" else ("f16", "bf16", "tf32"))
         plain = {"out_channels": 0, "out_offset": 0}
         problem = base.replace(c=c, k=k, groups=groups, dtype=dtype, layout="nhwc", **plain)
-        small = problem.n * problem.h.in_ * problem.w.in_ * max(c, k) < 1 << 19
+        small = problem.bytes < LARGEST_BYTES
         if small and kernel_of(problem).refuses(problem) is None:
             return problem
 

@@ -23,7 +23,6 @@ extern const GpuKernelBody conv2d_wgrad_igemm_sm80;
 namespace {
 
 constexpr int pixels_of_step = line_bytes / 2, box_columns = line_bytes / 2;
-constexpr int box_bytes = pixels_of_step * line_bytes;
 
 template <class T>
 struct GroupWgradParams {
@@ -61,6 +60,7 @@ FASTCONV_GLOBAL(Tile::threads, 1)
 group_wgrad(FASTCONV_PARAMS(GroupWgradParams<T>) p) {
 #if FASTCONV_SM90A
   using Place = WgradPlace<T, Tile>;
+  constexpr int box_bytes = pixels_of_step * line_bytes;
   Pipeline<Tile>::make();
   Pipeline<Tile> pipeline;
   const int first = static_cast<int>(this_block().x);
