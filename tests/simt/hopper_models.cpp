@@ -316,6 +316,7 @@ int main() {
   check_barriers();
   check_rounds();
   check_product<f16, 64>("f16");
+  check_product<bf16, 32>("bf16");
   check_product<bf16, 128>("bf16");
   check_product<float, 64>("tf32");
   check_product<float, 128>("tf32");

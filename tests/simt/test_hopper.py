@@ -18,6 +18,7 @@ PROBLEMS = (
     "n2c200h19w18_k136r1s1_bf16nhwc_bias_relu",
     "n3c64h19w18_k64r1s1_f16nhwc_dgrad",
     "n2c40h19w18_k72r1s1_tf32nhwc_bias_res_silu",
+    "n3c64h19w18_k24r1s1_f16nhwc_relu",
     # Windows: padding, strides, dilation, into a slice of channels, groups.
     "n2c72h19w18_k136r3s2_u2x1_p1x0_bf16nhwc_bias_res_relu",
     "n3c64h17w19_k48r3s5_p1x2_f16nhwc_out16of300",

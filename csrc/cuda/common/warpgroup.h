@@ -46,12 +46,11 @@ FASTCONV_DEVICE void hold(float (&sums)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Lists of 32 and 64 operands, as text and as constraints.
+// Lists of 16, 32 and 64 operands, as text and as constraints.
 #define FASTCONV_R8(a, b, c, d, e, f, g, h) "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
-#define FASTCONV_R32                                                                                                \
-  FASTCONV_R8(0, 1, 2, 3, 4, 5, 6, 7)                                                                               \
-  ", " FASTCONV_R8(8, 9, 10, 11, 12, 13, 14, 15) ", " FASTCONV_R8(16, 17, 18, 19, 20, 21, 22, 23) ", " FASTCONV_R8( \
-      24, 25, 26, 27, 28, 29, 30, 31)
+#define FASTCONV_R16 FASTCONV_R8(0, 1, 2, 3, 4, 5, 6, 7) ", " FASTCONV_R8(8, 9, 10, 11, 12, 13, 14, 15)
+#define FASTCONV_R32 \
+  FASTCONV_R16 ", " FASTCONV_R8(16, 17, 18, 19, 20, 21, 22, 23) ", " FASTCONV_R8(24, 25, 26, 27, 28, 29, 30, 31)
 #define FASTCONV_R64                                                                                                  \
   FASTCONV_R32                                                                                                        \
   ", " FASTCONV_R8(32, 33, 34, 35, 36, 37, 38, 39) ", " FASTCONV_R8(40, 41, 42, 43, 44, 45, 46, 47) ", " FASTCONV_R8( \
@@ -59,7 +58,8 @@ FASTCONV_DEVICE void hold(float (&sums)[Count]) {
 #define FASTCONV_C8(i)                                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
-#define FASTCONV_C32 FASTCONV_C8(0), FASTCONV_C8(8), FASTCONV_C8(16), FASTCONV_C8(24)
+#define FASTCONV_C16 FASTCONV_C8(0), FASTCONV_C8(8)
+#define FASTCONV_C32 FASTCONV_C16, FASTCONV_C8(16), FASTCONV_C8(24)
 #define FASTCONV_C64 FASTCONV_C32, FASTCONV_C8(32), FASTCONV_C8(40), FASTCONV_C8(48), FASTCONV_C8(56)
 
 template <class T, int Columns>
@@ -106,18 +106,23 @@ struct GroupProduct;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));             \
     }                                                                                                              \
   };
+FASTCONV_WGMMA16(f16, "f16", 32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21, 22)
 FASTCONV_WGMMA16(f16, "f16", 64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37, 38)
 FASTCONV_WGMMA16(f16, "f16", 128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69, 70)
+FASTCONV_WGMMA16(bf16, "bf16", 32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21, 22)
 FASTCONV_WGMMA16(bf16, "bf16", 64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37, 38)
 FASTCONV_WGMMA16(bf16, "bf16", 128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69, 70)
+FASTCONV_WGMMA8(32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21)
 FASTCONV_WGMMA8(64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37)
 FASTCONV_WGMMA8(128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69)
 #undef FASTCONV_WGMMA16
 #undef FASTCONV_WGMMA8
 #undef FASTCONV_R8
+#undef FASTCONV_R16
 #undef FASTCONV_R32
 #undef FASTCONV_R64
 #undef FASTCONV_C8
+#undef FASTCONV_C16
 #undef FASTCONV_C32
 #undef FASTCONV_C64
 

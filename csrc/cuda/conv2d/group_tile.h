@@ -22,9 +22,10 @@ struct GroupTile {
   static constexpr int rows = 128, columns = Columns, halves = rows / group_rows;
   static constexpr int threads = (1 + consumer_groups) * threads_of_group;
   static constexpr int left_bytes = rows * line_bytes, stage_bytes = left_bytes + Columns * line_bytes;
-  static constexpr int stages = Columns > 64 ? 5 : 6;
-  // A warp's sums pass through memory of its own, 16 rows and 64 columns at a time, to threads that store neighbours.
-  static constexpr int part_rows = 16, part_columns = 64, pitch = part_columns + 8;
+  static constexpr int stages = Columns > 64 ? 5 : Columns > 32 ? 6 : 8;
+  // A warp's sums pass through memory of its own, 16 rows and up to 64 columns at a time, to threads that store
+  // neighbours.
+  static constexpr int part_rows = 16, part_columns = Columns < 64 ? Columns : 64, pitch = part_columns + 8;
   static constexpr int part_bytes = part_rows * pitch * 4;
   static constexpr int parts_at = stages * stage_bytes;
   static constexpr int barriers_at = parts_at + consumer_groups * warps_of_consumer * part_bytes;

@@ -2,16 +2,17 @@
 // yet.
 //
 // Algorithm: a persistent grid; a block's producer thread brings 128 pixels x 128 bytes of source channels of one tap
-// with one im2col copy (one tiled copy for 1x1) and as many bytes of 64 or 128 filters with another, five stages deep;
-// two warpgroups multiply tiles of 128 x 128 (128 x 64 for up to 64 written channels) in turns (group_tile.h), one
-// storing while the other multiplies. The padding is the copies' zero fill. Strided gradients go by phases (walk.h),
-// each with a map of its own, all in one grid. Sums pass through shared memory to the epilogue, 16 bytes of channels a
-// thread. Predicted for n256c256h14w14_k256r3s3_p1_bf16nhwc on H200 (790 TFLOP/s of bf16, copy 4.3 TB/s): 59.2 GFLOP,
-// 53 MB, limit 75 us; 784 tiles on 132 blocks are 5.94 a block, 1 % lost to the last; one block a multiprocessor (384
-// threads, 168 registers, 197 KiB), 19 % occupancy. It loses: where K or C are no multiples of 128 or 64, to the
-// padding of the tiles; K <= 32 to swapped operands; C < 64 to kernels that join taps in a stage. An address off 16
-// bytes, which the copy engine cannot start at, goes the way of igemm.cu (sm80). To check on hardware: the notes of
-// tensor_map.h and emulator/tensor.cpp.
+// with one im2col copy (one tiled copy for 1x1) and as many bytes of 32, 64 or 128 filters with another, five to eight
+// stages deep; two warpgroups multiply tiles of 128 x 128 (x 64, x 32 for fewer written channels) in turns
+// (group_tile.h), one storing while the other multiplies. The padding is the copies' zero fill. Strided gradients go by
+// phases (walk.h), each with a map of its own, all in one grid. Sums pass through shared memory to the epilogue, 16
+// bytes of channels a thread, eight threads a line. Predicted for n256c256h14w14_k256r3s3_p1_bf16nhwc on H200 (790
+// TFLOP/s of bf16, copy 4.3 TB/s): 59.2 GFLOP, 53 MB, limit 75 us; 784 tiles on 132 blocks are 5.94 a block, 1 % lost
+// to the last; one block a multiprocessor (384 threads, 168 registers, 197 KiB), 19 % occupancy. It loses: where K or C
+// are no multiples of 128 or 64, to the padding of the tiles; K = 64, whose products read shared memory as long as they
+// multiply, to swapped operands (pixels as columns, 256 of them); C < 64 to kernels that join taps in a stage. An
+// address off 16 bytes, which the copy engine cannot start at, goes the way of igemm.cu (sm80). To check on hardware:
+// the notes of tensor_map.h and emulator/tensor.cpp; whether bulk stores beat the threads' own.
 #include "group_tile.h"
 
 #include "cuda/common/epilogue.h"
@@ -194,7 +195,7 @@ std::string refuses(const Problem& p) {
       return "It has a tensor map for each of at most 16 phases, but the strides make " + std::to_string(phases) + ".";
   }
   const int64_t rows = p.n * (forward(p) ? p.out_pixels() : p.in_pixels());
-  if (const int64_t tiles = divide_up(rows, 128) * divide_up(forward(p) ? p.k : p.c, 64) * p.groups;
+  if (const int64_t tiles = divide_up(rows, 128) * divide_up(forward(p) ? p.k : p.c, 32) * p.groups;
       rows > most_blocks - 256 || tiles > most_blocks / 2)
     return "It numbers written pixels and tiles in 32 bits, but there are " + std::to_string(rows) + " and " +
            std::to_string(tiles) + ".";
@@ -270,11 +271,11 @@ void run(const Problem& p, const Args& args, Stream stream) {
     return (forward(p) ? conv2d_fprop_igemm_sm80 : conv2d_dgrad_igemm_sm80).run(p, args, stream);
   auto with = [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    constexpr int narrow = 64, broad = 128;
-    if ((forward(p) ? p.filters_per_group() : p.channels_per_group()) > narrow)
-      start<T, GroupTile<broad>>(p, args, stream);
-    else
-      start<T, GroupTile<narrow>>(p, args, stream);
+    constexpr int least = 32, narrow = 64, broad = 128;
+    const int64_t columns = forward(p) ? p.filters_per_group() : p.channels_per_group();
+    if (columns <= least) return start<T, GroupTile<least>>(p, args, stream);
+    if (columns <= narrow) return start<T, GroupTile<narrow>>(p, args, stream);
+    start<T, GroupTile<broad>>(p, args, stream);
   };
   if (p.dtype == Dtype::f16) return with(static_cast<f16*>(nullptr));
   if (p.dtype == Dtype::bf16) return with(static_cast<bf16*>(nullptr));
