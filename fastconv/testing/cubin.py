@@ -75,6 +75,8 @@ def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
     shown = subprocess.run(command, capture_output=True, text=True)
     if shown.returncode:
         raise RuntimeError(f"nvcc cannot compile {source.name} for sm_{architecture}: {shown.stderr[-2000:]}")
+    if found := re.search(r".*(?:wgmma\S* instructions are serialized|setmaxnreg).*", shown.stderr):
+        raise RuntimeError(f"nvcc gives up speed in {source.name}: {found.group()}")
     (ptx,) = folder.glob(f"{source.stem}*.ptx")
     bounds = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx.read_text()))
     pattern = (
@@ -84,7 +86,7 @@ def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
     entries = []
     for mangled, stack, stores, loads, registers in re.findall(pattern, shown.stderr, re.DOTALL):
         name = demangled(mangled)
-        stated = re.search(r", (?:\(int\))?(\d+)>\(", name) if "igemm<" in name else None
+        stated = re.search(r", (?:\(int\))?(\d+)>\(", name) if re.search("igemm<|wgrad<", name) else None
         shared = int(stated.group(1)) if stated else 0
         spilled = int(stack) + int(stores) + int(loads)
         entries.append(Entry(short(name), mangled, architecture, int(registers), spilled, shared, int(bounds[mangled])))

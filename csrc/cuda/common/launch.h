@@ -11,6 +11,19 @@ namespace fastconv::FASTCONV_GPU {
 inline constexpr int64_t most_blocks = 0x7fffffff;  // along x
 inline constexpr int64_t most_blocks_yz = 65535;
 
+// Of the current device: the blocks of a persistent grid. The emulated one is small, so that blocks take several tiles
+// of small problems.
+#if defined(__CUDACC__)
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count > 0 ? count : 1;
+}
+#else
+inline int multiprocessors() { return 3; }
+#endif
+
 #if defined(__CUDACC__)
 
 template <class Params>

@@ -9,6 +9,13 @@
 #include "core/types.h"
 #include "cuda/kernel.h"
 
+// Where wgmma exists. Kernels of target sm90 have no body elsewhere; no other device may run them.
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define FASTCONV_SM90A 1
+#else
+#define FASTCONV_SM90A 0
+#endif
+
 #if defined(__CUDACC__)
 #define FASTCONV_GPU device
 #define FASTCONV_DEVICE __device__ __forceinline__

@@ -8,8 +8,8 @@
 //   - two threads touching the same shared memory between two barriers, one of them writing;
 //   - shared memory touched outside its size, off alignment, or while an asynchronous copy is on its way there;
 //   - global memory touched off alignment, or outside the operands of the call, even where nothing comes of it.
-// Shared memory is all NaN when a block starts. An asynchronous copy happens when its thread waits for it, and what it
-// will overwrite is NaN from its start. Global memory is host memory.
+// hopper.h adds what sm_90 has. Shared memory is all NaN when a block starts. An asynchronous copy happens when its
+// thread waits for it, and what it will overwrite is NaN from its start. Global memory is host memory.
 #pragma once
 
 #include <cstdint>
