@@ -84,6 +84,16 @@ EXPECTED_NAMES = sorted(
 )
 
 
+EXPECTED_DETECTORS = (
+    *(f"fast_rcnn_{kind}" for kind in ("small", "vgg16")),
+    *(f"faster_rcnn_{kind}" for kind in ("small", "vgg16")),
+    "fasterrcnn_resnet50_fpn",
+    *(f"rcnn_{kind}" for kind in ("alexnet", "small")),
+    "yolo_small",
+    *(f"yolo_v1{kind}" for kind in ("", "_fast", "_small")),
+)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()
@@ -121,7 +131,7 @@ def test_input_and_counts_are_those_of_the_published_weights(name: str):
 
 
 def test_list_models_names_every_model():
-    assert list_models() == EXPECTED_NAMES
+    assert list_models() == sorted([*EXPECTED_NAMES, *EXPECTED_DETECTORS])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -28,7 +28,7 @@ class FastRCNN(RegionDetector):
 
     Girshick: Fast R-CNN, 2015, section 2: VGG-16's convolutions, RoI pooling to 7x7, its two hidden layers, a softmax
     over classes and ground, a box for each class. Regions are those of `selective_search`, so scikit-image is needed
-    to run it. Parameters / multiply-adds at 600x600 with 20 classes and 2,000 regions: 134.7 M / 349.6 G, most of them
+    to run it. Parameters / multiply-adds at 600x600 with 20 classes and 2,000 regions: 134.7 M / 349.8 G, most of them
     in the hidden layers. `fast_rcnn_small` is ours, for 96x96 pictures of shapes. Receptive field of the maps 196.
     """
 
@@ -64,9 +64,9 @@ class FastRCNN(RegionDetector):
         return self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled(maps[0], regions, images)))
 
 
-_VGG16 = VGGDetector(VGG_VARIANTS["vgg16"], 4096, 600, _VOC, 0, 0)
+_VGG16 = VGGDetector(VGG_VARIANTS["vgg16"], 4096, 600, _VOC, 134_690_729, 349_779_996_672)
 SMALL_VGG = VGGVariant((1, 1, 1, 1, 1), True, 0, 0, widths=(16, 32, 64, 64, 64))  # its counts are not asked
-_SMALL = VGGDetector(SMALL_VGG, 128, 96, _SHAPES, 0, 0)
+_SMALL = VGGDetector(SMALL_VGG, 128, 96, _SHAPES, 520_483, 74_077_696)
 
 for _name, _variant, _options in (
     ("fast_rcnn_vgg16", _VGG16, {}),

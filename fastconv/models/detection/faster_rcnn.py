@@ -53,7 +53,7 @@ class FasterRCNN(RegionDetector):
     Ren, He, Girshick, Sun: Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks, 2015, with
     Lin et al.'s pyramid (2016, section 4) and RoI align (He et al. 2017): torchvision's `fasterrcnn_resnet50_fpn`,
     whose state dict, outputs and losses are these. A class is torchvision's label less one, which is the ground.
-    Parameters / multiply-adds at 800x800 with 90 classes and 1,000 regions: 41.76 M / 134.4 G.
+    Parameters / multiply-adds at 800x800 with 90 classes and 1,000 regions: 41.81 M / 134.4 G.
     `faster_rcnn_small` is ours, for 96x96 pictures of shapes. The field of a region's features is unbounded.
     """
 
@@ -109,7 +109,7 @@ class FasterRCNNVGG(RegionDetector):
     of 128, 256 and 512 pixels squared, ratios 1:2, 1:1, 2:1), two classes for each, 300 regions at inference, RoI
     pooling to 7x7, VGG's two hidden layers. All is learned at once, the paper's approximate joint training, with both
     terms of the proposals' loss divided by the anchors drawn. Parameters / multiply-adds at 600x600 with 20 classes
-    and 300 regions: 137.1 M / 150.5 G. Receptive field of the maps 196; proposals see 228.
+    and 300 regions: 137.1 M / 149.1 G. Receptive field of the maps 196; proposals see 228.
     """
 
     def __init__(
@@ -149,9 +149,19 @@ _TINY = Plan(
 )
 
 _PYRAMIDS = {
-    "fasterrcnn_resnet50_fpn": Pyramid(_RESNET50, 256, 1024, _TORCHVISION, Sampling(512, 0.25), 800, _COCO, 0, 0),
+    "fasterrcnn_resnet50_fpn": Pyramid(
+        _RESNET50, 256, 1024, _TORCHVISION, Sampling(512, 0.25), 800, _COCO, 41_808_406, 134_379_721_216
+    ),
     "faster_rcnn_small": Pyramid(
-        ResNetVariant(BasicBlock, (1, 1, 1, 1), *_UNCOUNTED), 64, 128, _TINY, Sampling(64, 0.25), 96, _SHAPES, 0, 0
+        ResNetVariant(BasicBlock, (1, 1, 1, 1), *_UNCOUNTED),
+        64,
+        128,
+        _TINY,
+        Sampling(64, 0.25),
+        96,
+        _SHAPES,
+        5_575_666,
+        246_058_688,
     ),
 }
 for _name, _pyramid in _PYRAMIDS.items():
@@ -168,7 +178,7 @@ for _name, _pyramid in _PYRAMIDS.items():
         )
     )
 
-VGG16 = VGGDetector(VGG_VARIANTS["vgg16"], 4096, 600, _VOC, 0, 0)
+VGG16 = VGGDetector(VGG_VARIANTS["vgg16"], 4096, 600, _VOC, 137_078_239, 149_102_558_208)
 register(
     ModelInfo(
         name="faster_rcnn_vgg16",

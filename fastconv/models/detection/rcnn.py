@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import NamedTuple
@@ -55,12 +56,19 @@ class RCNN(RegionDetector):
     context warped to 227x227, AlexNet's features, and a box for each class from those of its last pool. Unlike there,
     classes have the softmax the network is tuned with (appendix B) where the paper trains support vector machines on
     stored features afterwards, and boxes are learned with it, not by ridge regression. Parameters / multiply-adds with
-    20 classes and 2,000 regions: 57.6 M / 1.44 T. `rcnn_small` is ours, for 96x96 pictures of shapes and 32x32 regions.
+    20 classes and 2,000 regions: 57.7 M / 1.44 T. `rcnn_small` is ours, for 96x96 pictures of shapes and 32x32 regions.
     """
 
     def __init__(
-        self, layers: ModuleType, trunk, side: int, classes: int, most: int, *, num_classes: int | None = None
-    ):
+        self,
+        layers: ModuleType,
+        trunk: Callable[[ModuleType], Trunk],
+        side: int,
+        classes: int,
+        most: int,
+        *,
+        num_classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.num_classes, self.side, self.most = classes if num_classes is None else num_classes, side, most
         self.sampling = Sampling(128, 0.25) if most == _REGIONS else Sampling(32, 0.25)
@@ -110,8 +118,8 @@ def warped(images: Tensor, regions: Tensor, side: int) -> Tensor:
 
 
 for _name, _trunk, _side, _size, _classes, _most, _parameters, _products in (
-    ("rcnn_alexnet", _alexnet, 227, 500, _VOC, _REGIONS, 0, 0),
-    ("rcnn_small", _small, 32, 96, _SHAPES, 100, 0, 0),
+    ("rcnn_alexnet", _alexnet, 227, 500, _VOC, _REGIONS, 57_728_489, 1_442_341_952_000),
+    ("rcnn_small", _small, 32, 96, _SHAPES, 100, 101_859, 343_232_000),
 ):
     build = partial(RCNN, trunk=_trunk, side=_side, classes=_classes, most=_most)
     register(ModelInfo(_name, build, _size, IMAGENET, _parameters, _products, classes=_classes, boxes=True))
