@@ -75,6 +75,11 @@ class Detector(nn.Module):
         return sum(means), overlap.total.detach() / counts[-1].item()
 
 
+def full(values: Tensor) -> Tensor:
+    """At least float32: what autocast made of values is too coarse for boxes and losses."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def survivors(
     boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], overlap: float, most: int = _MOST
 ) -> Detections:

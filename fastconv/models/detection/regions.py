@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastconv.functional.boxes import box_area, decode_boxes, roi_align, roi_pool
-from fastconv.models.detection.common import Detections, Detector, Lesson, Part, objects_of, survivors
+from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, objects_of, survivors
 from fastconv.models.detection.matching import Sample, Sampling, choose
 from fastconv.models.tracing import whole
 
@@ -95,7 +95,7 @@ class RegionDetector(Detector):
 
     def lesson(self, output: Learned, targets: Tensor) -> Lesson:
         """Girshick 2015, equation 1: cross entropy of the class, and for objects the smooth distance of the codes."""
-        logits, codes, sample = output.logits.float(), output.codes.float(), output.sample
+        logits, codes, sample = full(output.logits), full(output.codes), output.sample
         objects = (sample.labels > 0).nonzero()[:, 0]
         own, goals = codes[objects, sample.labels[objects]], sample.goals[objects]
         count = len(sample.labels)
@@ -113,8 +113,8 @@ class RegionDetector(Detector):
     def detect(self, output: Scored, *, score: float = 0.05, overlap: float = 0.5) -> list[Detections]:
         size = tuple(output.images.shape[2:])
         images = output.regions[:, 0]
-        probabilities = output.logits.float().softmax(1)[:, 1:]
-        boxes = decode_boxes(output.codes.float()[:, 1:], output.regions[:, None, 1:], WEIGHTS)
+        probabilities = full(output.logits).softmax(1)[:, 1:]
+        boxes = decode_boxes(full(output.codes)[:, 1:], output.regions[:, None, 1:], WEIGHTS)
         found = []
         for number in range(len(output.images)):
             sure = torch.where((images == number)[:, None], probabilities, 0)

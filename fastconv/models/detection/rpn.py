@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastconv.functional.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes
-from fastconv.models.detection.common import Part
+from fastconv.models.detection.common import Part, full
 from fastconv.models.detection.matching import Sampling, draw, match, with_images
 from fastconv.models.tracing import whole
 
@@ -97,7 +97,7 @@ def read(plan: Plan, answers: list[tuple[Tensor, Tensor]], padded: tuple[int, in
         anchors.append(own.to(boxes))
         objectness.append(_objectness(_rows(logits, len(sizes) * len(plan.ratios))))
         codes.append(_rows(boxes, len(sizes) * len(plan.ratios)))
-    return Answers(torch.cat(objectness, dim=1).float(), torch.cat(codes, dim=1).float(), tuple(anchors))
+    return Answers(full(torch.cat(objectness, dim=1)), full(torch.cat(codes, dim=1)), tuple(anchors))
 
 
 @torch.no_grad()

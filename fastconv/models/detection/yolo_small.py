@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastconv.functional.boxes import generalized_iou
 from fastconv.models.checks import check_images
-from fastconv.models.detection.common import Detections, Detector, Lesson, Part, survivors
+from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, survivors
 from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo, register
 
@@ -76,7 +76,7 @@ class YoloSmall(Detector):
         return torch.cat([F.softplus(self.boxes(x)), self.classes(x)], dim=1)
 
     def lesson(self, output: Tensor, targets: Tensor) -> Lesson:
-        boxes, logits = self.read(output.float())
+        boxes, logits = self.read(full(output))
         owner = assign(centers(output), targets)
         found = owner >= 0
         wanted = targets[found.nonzero()[:, 0], owner[found]]
@@ -99,7 +99,7 @@ class YoloSmall(Detector):
 
     @torch.no_grad()
     def detect(self, output: Tensor, *, score: float = 0.05, overlap: float = 0.6) -> list[Detections]:
-        boxes, logits = self.read(output.float())
+        boxes, logits = self.read(full(output))
         size = output.shape[2] * STRIDE, output.shape[3] * STRIDE
         found = []
         for places, scores in zip(boxes, logits.sigmoid(), strict=True):

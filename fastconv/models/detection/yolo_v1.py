@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastconv.functional.boxes import box_area
 from fastconv.models.checks import check_images
-from fastconv.models.detection.common import Detections, Detector, Lesson, Part, survivors
+from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, survivors
 from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo, register
 
@@ -78,7 +78,7 @@ class YoloV1(Detector):
 
     def lesson(self, output: Tensor, targets: Tensor) -> Lesson:
         """Equation 3: squared errors, summed over a picture; of a cell's boxes the nearest learns its object."""
-        codes, classes = self.read(output.float())
+        codes, classes = self.read(full(output))
         owned, wanted = self._cells(targets)
         overlap = _overlaps(self._boxes(codes.detach())[owned], wanted[:, None, 1:])  # [objects, boxes]
         best, chosen = overlap.max(dim=1)
@@ -101,7 +101,7 @@ class YoloV1(Detector):
     @torch.no_grad()
     def detect(self, output: Tensor, *, score: float = 0.05, overlap: float = 0.5) -> list[Detections]:
         """Section 2.3: a box's score for a class is its confidence times the class's probability."""
-        codes, classes = self.read(output.float())
+        codes, classes = self.read(full(output))
         found = []
         for boxes, sure, named in zip(self._boxes(codes), codes[..., 4], classes, strict=True):
             scores = (sure[..., None] * named[:, :, None]).view(-1, self.num_classes)
