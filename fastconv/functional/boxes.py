@@ -1,7 +1,7 @@
 """Boxes and regions: overlap, non-maximum suppression, RoI pooling and RoI align. torchvision's names and results.
 
 A box is left, top, right, bottom in pixels. The functions are short compositions of torch's operators, so they run
-wherever torch does and have its gradients; the suppression loop is over the boxes that stay, not over all.
+wherever torch does and have its gradients; a loop suppresses, over blocks of boxes whose overlaps are known.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CORNERS = 4
+_BLOCK = 1024  # boxes whose overlaps with each other are computed at once
+_SMALL_MAP = 64 * 64  # pixels up to which products with all of them are less work than gathering four a sample
 _LARGEST_GROWTH = math.log(1000 / 16)  # of a side in `decode_boxes`; torchvision's
 
 
@@ -47,12 +49,17 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if scores.shape != boxes.shape[:1]:
         raise ValueError(f"Every box needs one score: boxes are {list(boxes.shape)}, scores {list(scores.shape)}.")
     order = scores.argsort(descending=True, stable=True)
-    stays = []
-    while len(order):
-        best, order = order[0], order[1:]
-        stays.append(best)
-        order = order[box_iou(boxes[best][None], boxes[order])[0] <= iou_threshold]
-    return torch.stack(stays) if stays else torch.empty(0, dtype=torch.int64, device=boxes.device)
+    boxes = boxes[order]
+    stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    for block in range(0, len(boxes), _BLOCK):
+        here, behind = slice(block, block + _BLOCK), slice(block + _BLOCK, None)
+        own = stays[here]
+        over = box_iou(boxes[here], boxes[here]) > iou_threshold
+        for index in range(len(own)):
+            if own[index]:
+                own[index + 1 :] &= ~over[index, index + 1 :]
+        stays[behind] &= ~(box_iou(boxes[here][own], boxes[behind]) > iou_threshold).any(0)
+    return order[stays]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -86,6 +93,11 @@ def roi_align(
         size = size.clamp(min=1.0)
     y = _samples(corners[:, 1], size[:, 1], rows, sampling_ratio)
     x = _samples(corners[:, 0], size[:, 0], columns, sampling_ratio)
+    if input.shape[2] * input.shape[3] <= _SMALL_MAP:
+        shares = (
+            _shares(at, side, each) for at, side, each in ((y, input.shape[2], rows), (x, input.shape[3], columns))
+        )
+        return _products(input, boxes[:, 0].long(), *shares)
     sampled = _bilinear(input, boxes[:, 0].long(), y, x)
     n, channels = sampled.shape[:2]
     return sampled.view(n, channels, rows, sampling_ratio, columns, sampling_ratio).mean((3, 5))
@@ -155,6 +167,24 @@ def _samples(start: Tensor, length: Tensor, bins: int, each: int) -> Tensor:
     """[n, bins * each]: the places of samples, evenly over the length."""
     at = (torch.arange(bins * each, device=start.device, dtype=start.dtype) + 0.5) / (bins * each)
     return start[:, None] + at * length[:, None]
+
+
+def _shares(at: Tensor, side: int, bins: int) -> Tensor:
+    """[n, bins, side]: how much every pixel of an axis counts in the mean of every bin's samples."""
+    inside = (at >= -1) & (at <= side)
+    pixels = torch.arange(side, device=at.device)
+    near = (1 - (at.clamp(0, side - 1)[..., None] - pixels).abs()).clamp(min=0) * inside[..., None]
+    return near.view(len(at), bins, at.shape[1] // bins, side).mean(2)
+
+
+def _products(input: Tensor, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[n, C, bins, bins] of maps [N, C, H, W]: sums over all pixels by the shares [n, bins, H] and [n, bins, W]."""
+    result = rows.new_zeros(len(rows), input.shape[1], rows.shape[1], columns.shape[1])
+    for number, maps in enumerate(input):
+        own = (images == number).nonzero()[:, 0]
+        down = torch.einsum("nph,chw->npcw", rows[own], maps.to(rows.dtype))
+        result = result.index_copy(0, own, torch.einsum("npcw,nqw->ncpq", down, columns[own]))
+    return result
 
 
 def _bilinear(input: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -143,8 +143,8 @@ _TORCHVISION = Plan(sizes=((32,), (64,), (128,), (256,), (512,)))
 _PAPER = Plan(sizes=((128, 256, 512),), before=(12000, 6000), after=(2000, 300), inside=True)
 _TINY = Plan(
     sizes=((16,), (24,), (32,), (48,), (64,)),
-    before=(200, 100),
-    after=(100, 50),
+    before=(60, 40),
+    after=(60, 30),
     sampling=Sampling(64, 0.5, object=0.6, nothing=0.3, force=True),
 )
 
@@ -161,7 +161,7 @@ _PYRAMIDS = {
         96,
         _SHAPES,
         5_575_666,
-        246_058_688,
+        237_613_248,
     ),
 }
 for _name, _pyramid in _PYRAMIDS.items():
