@@ -116,9 +116,9 @@ def _histogram(flat, values, count: int, bins: int, numpy, weights=None):
 def _neighbours(labels, numpy) -> set[tuple[int, int]]:
     """Pairs of segments that touch, the smaller number first."""
     sides = [(labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])]
-    pairs = numpy.concatenate([numpy.stack([a.ravel(), b.ravel()], 1) for a, b in sides])
-    pairs = numpy.unique(numpy.sort(pairs, axis=1), axis=0)
-    return {(int(a), int(b)) for a, b in pairs if a != b}
+    count = int(labels.max()) + 1
+    codes = [numpy.minimum(a, b)[a != b] * count + numpy.maximum(a, b)[a != b] for a, b in sides]
+    return {divmod(code, count) for code in numpy.unique(numpy.concatenate(codes)).tolist()}
 
 
 def _grouped(groups: dict[int, Group], touching: set[tuple[int, int]], pixels: int) -> list[Group]:
