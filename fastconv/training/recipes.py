@@ -320,7 +320,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "*rcnn*_small": Recipe(
         batch=8,
-        epochs=6,
+        epochs=4,
         rate=1e-3,
         schedule=Cosine(),
         optimizer="adam",

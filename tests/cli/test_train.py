@@ -65,6 +65,21 @@ def test_predict(capsys, trained: Path, digit: Path, tmp_path: Path):
             assert image["classes"][0] == digit.stem
 
 
+def test_an_ensemble_averages_probabilities(trained: Path, digit: Path, tmp_path: Path):
+    from fastconv.training import checkpoint, load_predictor
+
+    first, second = trained / "best.safetensors", tmp_path / "second.safetensors"
+    tensors, state = checkpoint.read(first)
+    state = {key: value for key, value in state.items() if key not in ("format", "checksum")}
+    checkpoint.write(second, {name: value / 2 for name, value in tensors.items()}, state)
+    alone = [load_predictor("lenet5_relu", [path])(digit, top=10) for path in (first, second)]
+    both = load_predictor("lenet5_relu", [first, second])(digit, top=10)
+    shares = [dict(zip(one.classes, one.probabilities, strict=True)) for one in alone]
+    assert shares[0] != shares[1]
+    expected = {name: (shares[0][name] + shares[1][name]) / 2 for name in shares[0]}
+    assert dict(zip(both.classes, both.probabilities, strict=True)) == pytest.approx(expected)
+
+
 def test_predict_with_published_weights(capsys, tmp_path: Path):
     from fastconv.models import sample_photographs
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +40,12 @@ UNPUBLISHED = (
     "zfnet_wide",
 )
 PUBLISHED = tuple(name for name in NAMES if name not in UNPUBLISHED)
+
+
+def quick(names: Iterable[str], chosen: Collection[str]) -> list[object]:
+    """Parameters of a test that always runs for the `chosen` of `names`, and for the others in the full count."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.full) for name in names]
+
 
 # Largest difference allowed, relative to the largest value. The sums differ only in order.
 TOLERANCE = 1e-5

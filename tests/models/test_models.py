@@ -24,13 +24,15 @@ from tests.models.references import (
     PUBLISHED,
     TOLERANCE,
     image_batch,
+    quick,
     randomized_pair,
     reference,
     relative_error,
 )
 from tests.third_party import torchvision
 
-# The networks that are run, not only built: each block type, with and without batch norm, and Lite2 because
+# The networks that are always run, not only built; the full count runs the others. Each block type, with and without
+# batch norm, and Lite2 because
 # its sides of 65, 33 and 17 pixels need other paddings than powers of two.
 RUN_NAMES = (
     "alexnet",
@@ -163,7 +165,7 @@ def test_stated_parameters_and_multiply_adds_are_exact(name: str):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("name", RUN_NAMES)
+@pytest.mark.parametrize("name", quick(PUBLISHED, RUN_NAMES))
 def test_outputs_equal_in_eval(name: str, layers: str):
     """Exactly as far as float64 goes; in float32 the rounding is of the size of torch's own."""
     ours, theirs = (model.eval() for model in randomized_pair(name, layers))
@@ -177,7 +179,7 @@ def test_outputs_equal_in_eval(name: str, layers: str):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("name", TRAINED_NAMES)
+@pytest.mark.parametrize("name", quick(PUBLISHED, TRAINED_NAMES))
 def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: str):
     # In float64: batch norm over two images multiplies the rounding of float32, and a ReLU turned by it is a jump.
     ours, theirs = (model.double() for model in randomized_pair(name, layers))
