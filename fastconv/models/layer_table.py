@@ -116,7 +116,8 @@ class _Walk(fx.Interpreter):
         source = self.env[maps[0]] if maps else output
         views = _after_layer(layer, views, source) if layer else _after_function(node, views, source, output)
         self.views[node] = views
-        if isinstance(output, Tensor) and (layer is not None or (len(tensors) > 1 and maps)):
+        join = len(tensors) > 1 and maps and not isinstance(node.target, type)  # a type names results, and joins none
+        if isinstance(output, Tensor) and (layer is not None or join):
             held = layer.parameters() if layer else (self.env[other] for other in before if other.op == "get_attr")
             formula, sizes = _by_formula(layer, source)
             self.rows.append(
