@@ -27,7 +27,9 @@ _REFRESH = 0.1  # seconds between updates of the bar
 
 def train(
     model: Annotated[str, Argument(help="One of 'fastconv models'.")],
-    data: Annotated[str, Option(help="digits, shapes, or a folder with a folder of pictures for each class.")],
+    data: Annotated[
+        str, Option(help="digits, shapes, or a folder: of a folder for each class, or for a detector COCO's.")
+    ],
     out: Annotated[Path | None, Option(help="Folder of the run's files; runs/MODEL-DATA when not said.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with the run in that folder.")] = False,
     epochs: Annotated[int | None, Option(help="Passes over the data, instead of the recipe's.")] = None,
@@ -42,7 +44,6 @@ def train(
 ) -> None:
     """Train a network by its paper's recipe. Under torchrun, by as many processes as it starts."""
     from fastconv.models import model_info
-    from fastconv.models.detection import DETECTORS
     from fastconv.training import DetectorTrainer, Job, Trainer, recipe_for, team
 
     arguments.positive(epochs, "--epochs")
@@ -55,9 +56,7 @@ def train(
     if rate is not None and not 0 < rate < float("inf"):
         raise UserError(f"--rate must be a positive number, but is {rate}.")
     try:
-        kind = DetectorTrainer if model in DETECTORS else Trainer
-        if kind is Trainer:
-            model_info(model)
+        kind = DetectorTrainer if model_info(model).boxes else Trainer
         recipe = recipe_for(model)
         changes = {"epochs": epochs, "batch": batch, "rate": rate}
         recipe = dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})

@@ -1,15 +1,21 @@
 """Boxes and regions: overlap, non-maximum suppression, RoI pooling and RoI align. torchvision's names and results.
 
 A box is left, top, right, bottom in pixels. The functions are short compositions of torch's operators, so they run
-wherever torch does and have its gradients; the suppression loop is over the boxes that stay, not over all.
+wherever torch does and have its gradients; a loop suppresses, over blocks of boxes whose overlaps are known.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _CORNERS = 4
+_BLOCK = 1024  # boxes whose overlaps with each other are computed at once
+_SMALL_MAP = 64 * 64  # pixels up to which products with all of them are less work than gathering four a sample
+_LARGEST_GROWTH = math.log(1000 / 16)  # of a side in `decode_boxes`; torchvision's
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -43,12 +49,17 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if scores.shape != boxes.shape[:1]:
         raise ValueError(f"Every box needs one score: boxes are {list(boxes.shape)}, scores {list(scores.shape)}.")
     order = scores.argsort(descending=True, stable=True)
-    stays = []
-    while len(order):
-        best, order = order[0], order[1:]
-        stays.append(best)
-        order = order[box_iou(boxes[best][None], boxes[order])[0] <= iou_threshold]
-    return torch.stack(stays) if stays else torch.empty(0, dtype=torch.int64, device=boxes.device)
+    boxes = boxes[order]
+    stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    for block in range(0, len(boxes), _BLOCK):
+        here, behind = slice(block, block + _BLOCK), slice(block + _BLOCK, None)
+        own = stays[here]
+        over = box_iou(boxes[here], boxes[here]) > iou_threshold
+        for index in range(len(own)):
+            if own[index]:
+                own[index + 1 :] &= ~over[index, index + 1 :]
+        stays[behind] &= ~(box_iou(boxes[here][own], boxes[behind]) > iou_threshold).any(0)
+    return order[stays]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -82,6 +93,11 @@ def roi_align(
         size = size.clamp(min=1.0)
     y = _samples(corners[:, 1], size[:, 1], rows, sampling_ratio)
     x = _samples(corners[:, 0], size[:, 0], columns, sampling_ratio)
+    if input.shape[2] * input.shape[3] <= _SMALL_MAP:
+        shares = (
+            _shares(at, side, each) for at, side, each in ((y, input.shape[2], rows), (x, input.shape[3], columns))
+        )
+        return _products(input, boxes[:, 0].long(), *shares)
     sampled = _bilinear(input, boxes[:, 0].long(), y, x)
     n, channels = sampled.shape[:2]
     return sampled.view(n, channels, rows, sampling_ratio, columns, sampling_ratio).mean((3, 5))
@@ -95,19 +111,51 @@ def roi_pool(input: Tensor, boxes: Tensor, output_size: int | tuple[int, int], s
     _check_regions(input, boxes)
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     corners = torch.floor(boxes[:, 1:].detach() * spatial_scale + 0.5).long()  # C's round for what is not negative
-    height, width = input.shape[2:]
     pooled = []
     for image, (left, top, right, bottom) in zip(boxes[:, 0].long().tolist(), corners.tolist(), strict=True):
-        ys = _edges(top, max(bottom - top + 1, 1), rows, height)
-        xs = _edges(left, max(right - left + 1, 1), columns, width)
-        maps = input[image]
-        bins = [
-            maps[:, y0:y1, x0:x1].amax((1, 2)) if y1 > y0 and x1 > x0 else maps.new_zeros(len(maps))
-            for y0, y1 in ys
-            for x0, x1 in xs
-        ]
-        pooled.append(torch.stack(bins, 1).view(-1, rows, columns))
-    return torch.stack(pooled) if pooled else input.new_zeros(0, input.shape[1], rows, columns)
+        right, bottom = max(right, left) + 1, max(bottom, top) + 1
+        pooled.append(F.adaptive_max_pool2d(_window(input[image], left, top, right, bottom), (rows, columns)))
+    if not pooled:
+        return input.new_zeros(0, input.shape[1], rows, columns)
+    result = torch.stack(pooled)
+    return result.masked_fill(result == -math.inf, 0)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...] = (1, 1, 1, 1)) -> Tensor:
+    """How `boxes` [..., 4] differ from `anchors` [..., 4]: shifts of the center in sides, logarithms of the sides.
+
+    Girshick et al. 2014, appendix C. `weights` multiply the four numbers, which brings them near a deviation of 1.
+    """
+    size, own = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + 0.5 * own - anchors[..., :2] - 0.5 * size) / size
+    return torch.cat([shift, (own / size).log()], dim=-1) * boxes.new_tensor(weights)
+
+
+def decode_boxes(codes: Tensor, anchors: Tensor, weights: tuple[float, ...] = (1, 1, 1, 1)) -> Tensor:
+    """The boxes [..., 4] that differ from `anchors` by `codes`; sides grow by a factor of 62.5 at most."""
+    codes = codes / codes.new_tensor(weights)
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = codes[..., :2] * size + anchors[..., :2] + 0.5 * size
+    half = 0.5 * codes[..., 2:].clamp(max=_LARGEST_GROWTH).exp() * size
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """What lies of the boxes [..., 4] in an image of `size` (height, width)."""
+    height, width = size
+    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+
+
+def _window(maps: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """[C, bottom - top, right - left] of [C, H, W], with nothing, -inf, outside of it."""
+    height, width = maps.shape[1:]
+    low, high = [min(max(v, 0), s) for v, s in ((left, width), (top, height))], [min(right, width), min(bottom, height)]
+    inside = maps[:, low[1] : max(high[1], low[1]), low[0] : max(high[0], low[0])]
+    if inside.shape[1:] == (bottom - top, right - left):
+        return inside
+    if not inside.numel():
+        return maps.new_full((len(maps), bottom - top, right - left), -math.inf)
+    return F.pad(inside, (low[0] - left, right - high[0], low[1] - top, bottom - high[1]), value=-math.inf)
 
 
 def _common(a: Tensor, b: Tensor) -> Tensor:
@@ -119,6 +167,24 @@ def _samples(start: Tensor, length: Tensor, bins: int, each: int) -> Tensor:
     """[n, bins * each]: the places of samples, evenly over the length."""
     at = (torch.arange(bins * each, device=start.device, dtype=start.dtype) + 0.5) / (bins * each)
     return start[:, None] + at * length[:, None]
+
+
+def _shares(at: Tensor, side: int, bins: int) -> Tensor:
+    """[n, bins, side]: how much every pixel of an axis counts in the mean of every bin's samples."""
+    inside = (at >= -1) & (at <= side)
+    pixels = torch.arange(side, device=at.device)
+    near = (1 - (at.clamp(0, side - 1)[..., None] - pixels).abs()).clamp(min=0) * inside[..., None]
+    return near.view(len(at), bins, at.shape[1] // bins, side).mean(2)
+
+
+def _products(input: Tensor, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[n, C, bins, bins] of maps [N, C, H, W]: sums over all pixels by the shares [n, bins, H] and [n, bins, W]."""
+    result = rows.new_zeros(len(rows), input.shape[1], rows.shape[1], columns.shape[1])
+    for number, maps in enumerate(input):
+        own = (images == number).nonzero()[:, 0]
+        down = torch.einsum("nph,chw->npcw", rows[own], maps.to(rows.dtype))
+        result = result.index_copy(0, own, torch.einsum("npcw,nqw->ncpq", down, columns[own]))
+    return result
 
 
 def _bilinear(input: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -136,12 +202,6 @@ def _bilinear(input: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     top = at(y0, x0) * (1 - wx) + at(y0, x1) * wx
     bottom = at(y1, x0) * (1 - wx) + at(y1, x1) * wx
     return (top * (1 - wy) + bottom * wy) * inside[:, None]
-
-
-def _edges(start: int, length: int, bins: int, limit: int) -> list[tuple[int, int]]:
-    """Where bins begin and end, cut to the image: floor and ceiling, so that neighbours may share a pixel."""
-    edges = [(start + i * length // bins, start - (-(i + 1) * length // bins)) for i in range(bins)]
-    return [(min(max(a, 0), limit), min(max(b, 0), limit)) for a, b in edges]
 
 
 def _check_boxes(name: str, boxes: Tensor) -> None:

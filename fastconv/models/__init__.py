@@ -16,6 +16,7 @@ from fastconv.models import (  # noqa: F401
     alexnet,
     deconvnet,
     densenet,
+    detection,
     efficientnet,
     efficientnet_lite,
     fcn,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -105,7 +105,7 @@ class _Walk(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)
-        if node.op == "output":
+        if node.op == "output" or is_dataclass(result):  # settings of a function are no maps
             return result
         before = [other for other in node.all_input_nodes if other in self.views]
         maps = [other for other in before if other.op != "get_attr"]
@@ -116,7 +116,8 @@ class _Walk(fx.Interpreter):
         source = self.env[maps[0]] if maps else output
         views = _after_layer(layer, views, source) if layer else _after_function(node, views, source, output)
         self.views[node] = views
-        if isinstance(output, Tensor) and (layer is not None or (len(tensors) > 1 and maps)):
+        join = len(tensors) > 1 and maps and not isinstance(node.target, type)  # a type names results, and joins none
+        if isinstance(output, Tensor) and (layer is not None or join):
             held = layer.parameters() if layer else (self.env[other] for other in before if other.op == "get_attr")
             formula, sizes = _by_formula(layer, source)
             self.rows.append(
@@ -155,6 +156,8 @@ def _join(views: Iterable[Views]) -> Views:
 
 
 def _after_layer(layer: nn.Module, views: Views, source: Tensor) -> Views:
+    if _unknown(views):
+        return views
     if isinstance(layer, _SEES_ALL) or (isinstance(layer, _ADAPTIVE) and source.dim() == _SPATIAL + 2):
         same = isinstance(layer, _ADAPTIVE) and _pair(layer.output_size) == tuple(source.shape[-2:])
         return views if same else (WHOLE, WHOLE)
@@ -170,7 +173,8 @@ def _after_layer(layer: nn.Module, views: Views, source: Tensor) -> Views:
 
 def _after_function(node: fx.Node, views: Views, source: Any, output: Any) -> Views:
     """A slice may take every n-th pixel; a function that leaves no map, or one pixel, has seen all of it."""
-    if not (isinstance(source, Tensor) and isinstance(output, Tensor)) or source.dim() != _SPATIAL + 2:
+    known = isinstance(source, Tensor) and isinstance(output, Tensor) and not _unknown(views)
+    if not known or source.dim() != _SPATIAL + 2:
         return views
     if node.target is operator.getitem and isinstance(node.args[1], tuple):
         steps = [part.step or 1 if isinstance(part, slice) else 1 for part in node.args[1]][2:]
@@ -180,6 +184,11 @@ def _after_function(node: fx.Node, views: Views, source: Any, output: Any) -> Vi
     if before == after or _function_name(node) == "pad":
         return views
     return (WHOLE, WHOLE) if after == (1, 1) else (UNKNOWN, UNKNOWN)
+
+
+def _unknown(views: Views) -> bool:
+    """Behind a region, which may be anywhere, or a function nobody knows: so is what follows."""
+    return any(math.isnan(view.field) for view in views)
 
 
 def _by_formula(layer: nn.Module | None, source: Tensor) -> tuple[str, tuple[int, int] | None]:

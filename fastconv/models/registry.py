@@ -28,7 +28,9 @@ class ModelInfo:
     `build(layers, **kwargs)` constructs it with the convolution and pooling classes of the module `layers`.
     `parameters` counts trainable values; `multiply_adds` counts those of all convolutions and linear layers
     for one `image_size` x `image_size` image in eval mode. The image has as many channels as `normalization`.
-    The output is [N, classes], or [N, classes, H, W] where the network is `dense`: a class for every pixel.
+    The output is [N, classes], or [N, classes, H, W] where the network is `dense`: a class for every pixel. A
+    detector (`boxes`) is a `fastconv.models.detection.Detector`; the products of one that searches regions are those
+    for as many regions as it looks at.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelInfo:
     multiply_adds: int
     classes: int = 1000
     dense: bool = False
+    boxes: bool = False
 
     @property
     def channels(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 from torch import fx, nn
 
@@ -29,6 +30,20 @@ def trace(model: nn.Module) -> fx.GraphModule:
             f"{type(model).__name__} has no fixed graph of layers, because its forward decides by its input: {error}."
         ) from error
     return fx.GraphModule(model, graph, type(model).__name__)
+
+
+def whole(function: Callable) -> Callable:
+    """A function of tensors, which may decide by their values: it is one node of any graph."""
+
+    @wraps(function)
+    def call(*arguments):
+        symbols = []
+        fx.node.map_aggregate(arguments, lambda a: symbols.append(a) if isinstance(a, fx.Proxy) else a)
+        if symbols:
+            return symbols[0].tracer.create_proxy("call_function", call, arguments, {})
+        return function(*arguments)
+
+    return call
 
 
 @contextmanager

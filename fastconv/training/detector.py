@@ -5,32 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastconv.models.detection import DETECTORS
-from fastconv.models.registry import ModelInfo, layer_module
+from fastconv.models.detection import Detector
+from fastconv.models.detection.common import objects_of
+from fastconv.training.chance import drawing_for
 from fastconv.training.datasets import Data
 from fastconv.training.objects import open_objects
 from fastconv.training.precision import average_precision
-from fastconv.training.trainer import Job, Trainer
+from fastconv.training.trainer import Trainer
+
+
+class Learner(nn.Module):
+    """A detector as a training step calls it: with what its pictures show."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
+        return self.detector.learn(images, targets)
 
 
 class DetectorTrainer(Trainer):
-    """A run of one of `fastconv.models.detection`: `accuracy` is the mean overlap of learned boxes with theirs,
-    `held_accuracy` the average precision at an overlap of 0.5. Several processes average losses that each has divided
-    by the cells of its own share, so they differ from one process more than rounding does."""
+    """A run of a detector: `accuracy` is the mean overlap of learned boxes with theirs, `held_accuracy` the average
+    precision at an overlap of 0.5. Several processes count objects and regions together, so their loss is that of the
+    joint batch; which regions are drawn differs by process, as dropout does, and batch norms see their own share."""
 
     measures = ("overlap", "AP50")
-
-    def _info(self) -> ModelInfo:
-        return DETECTORS[self.job.model]
 
     def _open(self) -> Data:
         return open_objects(self.job.data, size=self.size, seed=self.job.seed)
 
-    def _build(self) -> nn.Module:
-        return build_detector(self.job, len(self.data.classes))
+    def _learner(self) -> nn.Module:
+        return Learner(self.model)
 
-    def _loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, overlap = self.model.loss(outputs, targets)
+    def _forward(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
+        return self._call(images, targets)
+
+    def _loss(self, outputs: Tensor | tuple, targets: Tensor) -> tuple[Tensor, Tensor]:
+        loss, overlap = self.model.loss(outputs, targets, self.team.share)
         images = len(targets)
         return loss, torch.stack([loss.detach() * images, overlap * images, torch.tensor(float(images))])
 
@@ -41,13 +53,11 @@ class DetectorTrainer(Trainer):
         found, wanted, total = [], [], 0.0
         for number in range(self.batches.all_held.held_batches):
             images, targets = self.batches.all_held.held_batch(number)
-            output = model(images.contiguous(memory_format=torch.channels_last))
-            total += model.loss(output, targets)[0].item() * len(images)
+            images = images.contiguous(memory_format=torch.channels_last)
+            output = model(images)
+            with drawing_for("held", self.job.seed, number):
+                learned = model.learn(images, targets) if model.searches else output
+            total += model.loss(learned, targets)[0].item() * len(images)
             found += model.detect(output)
-            wanted += [objects[objects[:, 0] >= 0] for objects in targets]
+            wanted += objects_of(targets)
         return total / len(wanted), average_precision(found, wanted, len(self.data.classes))
-
-
-def build_detector(job: Job, classes: int) -> nn.Module:
-    """The job's detector for that many classes."""
-    return DETECTORS[job.model].build(layer_module(job.layers), num_classes=classes)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.models import imagenet_labels, load_weights, pretrained_path
-from fastconv.models.detection import DETECTORS, Detections
+from fastconv.models.detection import Detections
 from fastconv.models.images import Normalization, load_image, read_pixels
-from fastconv.models.registry import create_model, layer_module, model_info
+from fastconv.models.registry import create_model, list_models, model_info
 from fastconv.training import checkpoint
 from fastconv.training.augment import central, resize, ten_crops
 from fastconv.training.loader import normalize
@@ -61,6 +61,8 @@ def load_predictor(name: str, paths: Sequence[str | os.PathLike] = (), *, layers
     info = model_info(name)
     if info.dense:
         raise ValueError(f"{name} gives a class for every pixel; predicting names the class of a whole picture.")
+    if info.boxes:
+        raise ValueError(f"{name} finds boxes; load_detector has it, and this names the class of a whole picture.")
     if not paths:
         try:
             path = pretrained_path(name)
@@ -96,11 +98,12 @@ class Detector:
 
 def load_detector(name: str, path: str | os.PathLike, *, layers: str = "fastconv") -> Detector:
     """The detector `name` with the weights of a training checkpoint; a CheckpointError where it does not fit."""
-    if name not in DETECTORS:
-        raise ValueError(f"The argument name={name!r} is not the name of a detector; there is {', '.join(DETECTORS)}.")
-    info = DETECTORS[name]
+    info = model_info(name)
+    if not info.boxes:
+        known = ", ".join(other for other in list_models() if model_info(other).boxes)
+        raise ValueError(f"The argument name={name!r} is not the name of a detector; there are {known}.")
     weights, state, (classes, size, _) = _read_trained(name, path)
-    network = info.build(layer_module(layers), num_classes=len(classes))
+    network = create_model(name, layers=layers, num_classes=len(classes))
     _load(network, weights, name, path)
     return Detector(network, classes, size, info.normalization, f"trained on {state['job']['data']}")
 

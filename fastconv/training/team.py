@@ -35,6 +35,11 @@ class Team:
             distributed.all_reduce(values)
         return values
 
+    def share(self, counts: Tensor) -> Tensor:
+        """The mean of the processes' counts: what a process divides its sums by, so that the
+        mean over the processes is the sum of all over the count of all, or over 1 where nothing was counted."""
+        return self.sum(counts.clone()).clamp(min=1) / self.world
+
     def average_buffers(self, model: nn.Module) -> None:
         """Running statistics become the mean of all shares', so that every process holds the same state."""
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]

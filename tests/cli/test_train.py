@@ -65,6 +65,21 @@ def test_predict(capsys, trained: Path, digit: Path, tmp_path: Path):
             assert image["classes"][0] == digit.stem
 
 
+def test_an_ensemble_averages_probabilities(trained: Path, digit: Path, tmp_path: Path):
+    from fastconv.training import checkpoint, load_predictor
+
+    first, second = trained / "best.safetensors", tmp_path / "second.safetensors"
+    tensors, state = checkpoint.read(first)
+    state = {key: value for key, value in state.items() if key not in ("format", "checksum")}
+    checkpoint.write(second, {name: value / 2 for name, value in tensors.items()}, state)
+    alone = [load_predictor("lenet5_relu", [path])(digit, top=10) for path in (first, second)]
+    both = load_predictor("lenet5_relu", [first, second])(digit, top=10)
+    shares = [dict(zip(one.classes, one.probabilities, strict=True)) for one in alone]
+    assert shares[0] != shares[1]
+    expected = {name: (shares[0][name] + shares[1][name]) / 2 for name in shares[0]}
+    assert dict(zip(both.classes, both.probabilities, strict=True)) == pytest.approx(expected)
+
+
 def test_predict_with_published_weights(capsys, tmp_path: Path):
     from fastconv.models import sample_photographs
 
@@ -95,6 +110,11 @@ MISTAKES = {
     ("train", "lenet5", *QUICK, "--out", "EMPTY", "--resume"): "There is no run in",
     ("predict", "lenet5", "nowhere.png"): "there is no such file",
     ("predict", "lenet5_relu", "DIGIT"): "There are no weights: give a checkpoint.",
+    ("train", "faster_rcnn_small", "--data", "nowhere"): "there is no file nowhere/annotations.json",
+    ("train", "yolo_v1_small", "--data", "shapes", "--size", "64"): "takes images of 112 x 112 pixels",
+    ("predict", "faster_rcnn_small", "DIGIT"): "A detector takes one --checkpoint, and there are 0.",
+    ("predict", "rcnn_small", "DIGIT", "--checkpoint", "RUN/best.safetensors"): "is one of lenet5_relu, not of rcnn_s",
+    ("predict", "lenet5_relu", "DIGIT", "--out", "."): "--out is for the pictures a detector draws in",
     ("predict", "fcn8s", "DIGIT"): "gives a class for every pixel",
     ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "nowhere.safetensors"): "is damaged or no safetensors file",
     ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "nowhere.pth"): "There is no checkpoint nowhere.pth",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from fastconv.models import create_model, list_models
+from fastconv.models import create_model, list_models, model_info
 from tests.third_party import efficientnet_lite, timm, torchvision
 
 # The namespaces every model test runs with.
 LAYERS = ("torch", "fastconv")
 
-NAMES = tuple(list_models())
+DETECTORS = tuple(name for name in list_models() if model_info(name).boxes)
+NAMES = tuple(name for name in list_models() if name not in DETECTORS)
 
 # What neither torchvision nor another installed package has; papers and arithmetic hold these.
 UNPUBLISHED = (
@@ -36,6 +40,12 @@ UNPUBLISHED = (
     "zfnet_wide",
 )
 PUBLISHED = tuple(name for name in NAMES if name not in UNPUBLISHED)
+
+
+def quick(names: Iterable[str], chosen: Collection[str]) -> list[object]:
+    """Parameters of a test that always runs for the `chosen` of `names`, and for the others in the full count."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.full) for name in names]
+
 
 # Largest difference allowed, relative to the largest value. The sums differ only in order.
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastconv
 from fastconv.models import load_weights, model_info
-from tests.models.references import NAMES, relative_error
+from tests.models.references import NAMES, quick, relative_error
 from tests.models.thin import CLASSES, THIN, logits, without_chance
 
 STEPS = 3
@@ -128,7 +128,7 @@ def test_exported_program_gives_the_same(name: str):
         assert relative_error(program.module()(images), model(images)) <= ROUNDING
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", quick(THIN, COMPILED))
 def test_compiled_network_learns_the_same(name: str):
     thin = THIN[name]
     model = without_chance(thin.model())

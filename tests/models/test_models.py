@@ -24,13 +24,15 @@ from tests.models.references import (
     PUBLISHED,
     TOLERANCE,
     image_batch,
+    quick,
     randomized_pair,
     reference,
     relative_error,
 )
 from tests.third_party import torchvision
 
-# The networks that are run, not only built: each block type, with and without batch norm, and Lite2 because
+# The networks that are always run, not only built; the full count runs the others. Each block type, with and without
+# batch norm, and Lite2 because
 # its sides of 65, 33 and 17 pixels need other paddings than powers of two.
 RUN_NAMES = (
     "alexnet",
@@ -84,6 +86,16 @@ EXPECTED_NAMES = sorted(
 )
 
 
+EXPECTED_DETECTORS = (
+    *(f"fast_rcnn_{kind}" for kind in ("small", "vgg16")),
+    *(f"faster_rcnn_{kind}" for kind in ("small", "vgg16")),
+    "fasterrcnn_resnet50_fpn",
+    *(f"rcnn_{kind}" for kind in ("alexnet", "small")),
+    "yolo_small",
+    *(f"yolo_v1{kind}" for kind in ("", "_fast", "_small")),
+)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()
@@ -121,7 +133,7 @@ def test_input_and_counts_are_those_of_the_published_weights(name: str):
 
 
 def test_list_models_names_every_model():
-    assert list_models() == EXPECTED_NAMES
+    assert list_models() == sorted([*EXPECTED_NAMES, *EXPECTED_DETECTORS])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -153,7 +165,7 @@ def test_stated_parameters_and_multiply_adds_are_exact(name: str):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("name", RUN_NAMES)
+@pytest.mark.parametrize("name", quick(PUBLISHED, RUN_NAMES))
 def test_outputs_equal_in_eval(name: str, layers: str):
     """Exactly as far as float64 goes; in float32 the rounding is of the size of torch's own."""
     ours, theirs = (model.eval() for model in randomized_pair(name, layers))
@@ -167,7 +179,7 @@ def test_outputs_equal_in_eval(name: str, layers: str):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("name", TRAINED_NAMES)
+@pytest.mark.parametrize("name", quick(PUBLISHED, TRAINED_NAMES))
 def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: str):
     # In float64: batch norm over two images multiplies the rounding of float32, and a ReLU turned by it is a jump.
     ours, theirs = (model.double() for model in randomized_pair(name, layers))

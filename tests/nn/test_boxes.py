@@ -38,8 +38,10 @@ def naive_nms(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
     return stays
 
 
+@pytest.mark.parametrize("block", [7, 1024])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
-def test_suppression(threshold: float):
+def test_suppression(monkeypatch, threshold: float, block: int):
+    monkeypatch.setattr(ours, "_BLOCK", block)
     boxes, scores = random_boxes(50), torch.rand(50)
     assert ours.nms(boxes, scores, threshold).tolist() == naive_nms(boxes, scores, threshold)
     groups = torch.arange(50) % 3
@@ -66,11 +68,13 @@ def regions(seed: int = 2) -> Tensor:
     return torch.cat([torch.arange(12)[:, None] % 2, boxes], dim=1)
 
 
+@pytest.mark.parametrize("small", [0, 64 * 64])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize(("output", "scale", "ratio"), [(7, 0.5, 2), ((3, 5), 1.0, 1), ((2, 4), 0.25, 3)])
-def test_roi_align_is_torchvisions(monkeypatch, output, scale: float, ratio: int, aligned: bool):
+def test_roi_align_is_torchvisions(monkeypatch, output, scale: float, ratio: int, aligned: bool, small: int):
     """Regions within the image: torchvision's Python form repeats the border without end, its compiled one does not."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(ours, "_SMALL_MAP", small)  # both ways to compute it
     x = torch.rand(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
     rois = regions().double()
     rois[:, 1:] = rois[:, 1:].clamp(0, 19 / scale)
@@ -82,6 +86,11 @@ def test_roi_align_is_torchvisions(monkeypatch, output, scale: float, ratio: int
     weight = torch.rand_like(result)
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (result, theirs)]
     assert torch.allclose(*gradients)
+
+
+def test_no_regions_are_no_features():
+    assert ours.roi_align(torch.rand(1, 3, 8, 8), torch.empty(0, 5), 2).shape == (0, 3, 2, 2)
+    assert ours.roi_pool(torch.rand(1, 3, 8, 8), torch.empty(0, 5), 2).shape == (0, 3, 2, 2)
 
 
 def test_roi_align_beside_the_image_is_nothing():

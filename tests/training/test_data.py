@@ -183,6 +183,18 @@ def test_augmentation_is_by_the_generator_alone(step):
     assert not all(torch.equal(outputs[0], output) for output in outputs[2:])
 
 
+def test_colours_shift_along_their_principal_components():
+    """AlexNet, section 4.1: every pixel moves by one vector, whose deviations are a tenth of the components' own."""
+    step, image = ColourShift(), torch.rand(3, 4, 5)
+    moves = []
+    for seed in range(2000):
+        moved = step(image, 4, torch.Generator().manual_seed(seed)) - image
+        assert torch.allclose(moved, moved[:, :1, :1].expand_as(moved), atol=1e-6)
+        moves.append(moved[:, 0, 0])
+    deviations = torch.linalg.svdvals(torch.stack(moves)) / len(moves) ** 0.5
+    assert torch.allclose(deviations, 0.1 * torch.tensor([0.2175, 0.0188, 0.0045]), rtol=0.1)
+
+
 def test_central_and_ten_crops():
     image = picture(32, 64)
     assert torch.equal(central(image, 32, 1.0), image[:, :, 16:48])

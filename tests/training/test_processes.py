@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from fastconv.training import checkpoint
+from fastconv.training.team import Team
+from tests.models.thin_detectors import THIN
+from tests.training.detector_shares import gradients
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -45,6 +48,20 @@ def test_two_processes_learn_what_one_does_with_the_joint_batch(tmp_path: Path):
     for name, tensor in one[0].items():
         assert torch.allclose(two[0][name], tensor, **CLOSE), name
     assert one[1]["history"][0]["held_accuracy"] == pytest.approx(two[1]["history"][0]["held_accuracy"], abs=0.01)
+
+
+def test_two_processes_learn_from_boxes_what_one_does(tmp_path: Path):
+    """Shares with two objects and with one: every sum is divided by the count of both."""
+    script, path = Path(__file__).with_name("detector_shares.py"), tmp_path / "two.pt"
+    command = [sys.executable, "-m", *TORCHRUN[:-1], str(script), str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = ONE_THREAD | {"PYTHONPATH": os.pathsep.join([str(ROOT), ONE_THREAD.get("PYTHONPATH", "")])}
+    finish(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    two = torch.load(path)
+    assert two.keys() == THIN.keys()
+    for name, found in two.items():
+        for key, gradient in gradients(name, Team()).items():
+            assert torch.allclose(found[key], gradient, rtol=1e-9, atol=1e-12), (name, key)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path: Path):

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.functional.boxes import batched_nms, generalized_iou
+from fastconv.functional.boxes import generalized_iou
 from fastconv.models.checks import check_images
+from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, survivors
+from fastconv.models.images import IMAGENET
+from fastconv.models.registry import ModelInfo, register
 
 STRIDE = 8  # pixels between the cells of the map
+_CLASSES = 6  # the package's own shapes
 _WIDTHS = (16, 32, 64)
 _BLOCKS = 3  # residual blocks at the stride of the head
 _NEAR = 1.5  # strides from a box's center within which cells learn it
 _BOX_WEIGHT = 2.0
 _PRIOR = 0.01  # probability of any class at the start, so that empty cells do not drown the rest
-_MOST = 100  # detections an image
-
-
-class Detections(NamedTuple):
-    """What was found in one image: boxes [n, 4] in pixels, scores [n] falling, labels int64 [n]."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 class ConvBlock(nn.Sequential):
@@ -51,7 +46,7 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-class YoloSmall(nn.Module):
+class YoloSmall(Detector):
     """A one-stage detector, [N, 3, H, W] with H, W multiples of 8 -> [N, 4 + num_classes, H/8, W/8].
 
     After Redmon et al.: You Only Look Once, 2015 (one pass, one cell an object), with the parts of its later
@@ -60,7 +55,7 @@ class YoloSmall(nn.Module):
     the logits of the classes. `loss` trains it, `detect` reads its maps.
     """
 
-    def __init__(self, layers: ModuleType, *, num_classes: int) -> None:
+    def __init__(self, layers: ModuleType, *, num_classes: int = _CLASSES) -> None:
         super().__init__()
         first, second, third = _WIDTHS
         self.num_classes = num_classes
@@ -73,30 +68,27 @@ class YoloSmall(nn.Module):
         )
         self.boxes = nn.Sequential(ConvBlock(layers, third, third), layers.Conv2d(third, 4, 1))
         self.classes = nn.Sequential(ConvBlock(layers, third, third), layers.Conv2d(third, num_classes, 1))
-        nn.init.constant_(self.classes[-1].bias, torch.logit(torch.tensor(_PRIOR)).item())
+        nn.init.constant_(self.classes[-1].bias, math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(self, x, multiple=STRIDE)
         x = self.backbone(x)
         return torch.cat([F.softplus(self.boxes(x)), self.classes(x)], dim=1)
 
-    def loss(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the mean overlap of learned boxes with theirs.
-
-        `targets` [N, n, 5] are class and box in pixels; class -1 stands where an image has fewer objects.
-        """
-        boxes, logits = self.read(output.float())
+    def lesson(self, output: Tensor, targets: Tensor) -> Lesson:
+        boxes, logits = self.read(full(output))
         owner = assign(centers(output), targets)
         found = owner >= 0
         wanted = targets[found.nonzero()[:, 0], owner[found]]
         overlap = generalized_iou(boxes[found], wanted[:, 1:])
         goal = torch.zeros_like(logits)
         goal[found, wanted[:, 0].long()] = overlap.detach().clamp(min=0)
-        count = max(int(found.sum()), 1)
         # An empty cell counts by how sure it is of something (focal), a cell of an object by its overlap.
         weight = torch.where(goal > 0, goal, 0.75 * logits.detach().sigmoid().square())
         scores = F.binary_cross_entropy_with_logits(logits, goal, weight, reduction="sum")
-        return (scores + _BOX_WEIGHT * (1 - overlap).sum()) / count, overlap.detach().sum() / count
+        count = len(overlap)
+        parts = {"classes": Part(scores, count), "boxes": Part(_BOX_WEIGHT * (1 - overlap).sum(), count)}
+        return Lesson(parts, Part(overlap.detach().sum(), count))
 
     def read(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """The cells' boxes [N, cells, 4] in pixels and their logits [N, cells, classes]."""
@@ -107,16 +99,12 @@ class YoloSmall(nn.Module):
 
     @torch.no_grad()
     def detect(self, output: Tensor, *, score: float = 0.05, overlap: float = 0.6) -> list[Detections]:
-        """What stands in the maps: scores above `score`, no two of a class that overlap more than `overlap`."""
-        boxes, logits = self.read(output.float())
-        width, height = output.shape[3] * STRIDE, output.shape[2] * STRIDE
+        boxes, logits = self.read(full(output))
+        size = output.shape[2] * STRIDE, output.shape[3] * STRIDE
         found = []
         for places, scores in zip(boxes, logits.sigmoid(), strict=True):
             cell, label = (scores > score).nonzero(as_tuple=True)
-            limit = places.new_tensor([width, height, width, height])
-            places, sure = places[cell].clamp(min=0).minimum(limit), scores[cell, label]
-            stays = batched_nms(places, sure, label, overlap)[:_MOST]
-            found.append(Detections(places[stays], sure[stays], label[stays]))
+            found.append(survivors(places[cell], scores[cell, label], label, size, overlap))
         return found
 
 
@@ -144,3 +132,6 @@ def assign(at: Tensor, targets: Tensor) -> Tensor:
     area = ((right - left) * (bottom - top)).expand(learned.shape)
     smallest, owner = torch.where(learned, area, float("inf")).min(dim=1)
     return torch.where(smallest.isfinite(), owner, -1)
+
+
+register(ModelInfo("yolo_small", YoloSmall, 96, IMAGENET, 338_842, 59_480_064, classes=_CLASSES, boxes=True))

@@ -1,0 +1,94 @@
+"""What all detectors share: what they find, what their losses are made of, and how both are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastconv.functional.boxes import batched_nms, clip_boxes
+
+_MOST = 100  # detections an image
+
+
+class Detections(NamedTuple):
+    """What was found in one image: boxes [n, 4] in pixels, scores [n] falling, labels int64 [n]."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class Part(NamedTuple):
+    """One summand of a loss: a sum over `count` things (cells, regions, images) whose mean counts."""
+
+    total: Tensor
+    count: float
+
+
+class Lesson(NamedTuple):
+    """The summands of a loss, and the overlap of learned boxes with theirs, which is shown and not learned."""
+
+    parts: dict[str, Part]
+    overlap: Part
+
+
+def at_least_one(counts: Tensor) -> Tensor:
+    """What sums are divided by where one process has the whole batch."""
+    return counts.clamp(min=1)
+
+
+class Detector(nn.Module):
+    """A network with boxes for answers.
+
+    `model(images)` is what inference needs and `detect` reads; `learn(images, targets)` is what a training step
+    computes, and `lesson` compares it with `targets` [N, n, 5]: class and box, class -1 where an image has fewer.
+    """
+
+    searches = False  # whether `learn` needs the targets, to choose the regions it learns from
+
+    def learn(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
+        """The forward pass of a training step."""
+        return self(images)
+
+    def lesson(self, output: Tensor | tuple, targets: Tensor) -> Lesson:
+        """The parts of the loss of what `learn` gave."""
+        raise NotImplementedError
+
+    def detect(self, output: Tensor | tuple, *, score: float = 0.05, overlap: float = 0.5) -> list[Detections]:
+        """What stands in an output: scores above `score`, no two of a class that overlap more than `overlap`."""
+        raise NotImplementedError
+
+    def loss(
+        self, output: Tensor | tuple, targets: Tensor, share: Callable[[Tensor], Tensor] = at_least_one
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the mean overlap of learned boxes with theirs.
+
+        Every part's sum is divided by what `share` makes of all counts. Where several processes each have a share of
+        a batch, the mean count of theirs makes the mean of their losses that of the whole batch (`Team.share`).
+        """
+        parts, overlap = self.lesson(output, targets)
+        counts = share(torch.tensor([part.count for part in (*parts.values(), overlap)], dtype=torch.float64))
+        means = [part.total / count for part, count in zip(parts.values(), counts.tolist(), strict=False)]
+        return sum(means), overlap.total.detach() / counts[-1].item()
+
+
+def full(values: Tensor) -> Tensor:
+    """At least float32: what autocast made of values is too coarse for boxes and losses."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def survivors(
+    boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], overlap: float, most: int = _MOST
+) -> Detections:
+    """The detections that stay of candidates [n, 4], [n], [n] in one image of `size` (height, width)."""
+    boxes = clip_boxes(boxes, size)
+    stays = batched_nms(boxes, scores, labels, overlap)[:most]
+    return Detections(boxes[stays], scores[stays], labels[stays])
+
+
+def objects_of(targets: Tensor) -> list[Tensor]:
+    """[N, n, 5] with rows of class -1 -> the objects [m, 5] of every image."""
+    return [rows[rows[:, 0] >= 0] for rows in targets]
