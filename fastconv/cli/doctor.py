@@ -22,6 +22,7 @@ def doctor() -> None:
     """Print versions, instruction sets, threads, GPU tools, settings, the list of kernels, and what is wrong."""
     import fastconv
     from fastconv import _native, settings
+    from fastconv.kernels import cuda
     from fastconv.profiling import machine
 
     facts = machine.this_machine()
@@ -35,6 +36,7 @@ def doctor() -> None:
         "extension": _native.load_error or f"built for torch {_native.C.torch_version}",
         "instruction sets": ", ".join(machine.isas()) or "unknown without the extension",
         "GPU": _gpu(),
+        "device code": "unknown without the extension" if _native.load_error else cuda.device_code(),
         "triton": _version("triton"),
         "nvcc": shutil.which("nvcc") or "not found",
         "settings": ", ".join(f"{name}={value!r}" for name, value in asdict(settings.current()).items()),
