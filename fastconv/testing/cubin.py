@@ -69,9 +69,10 @@ def missing() -> str | None:
 
 
 def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
-    """Compiles one source into ``folder``, as ``<stem>.cubin``; raises RuntimeError with nvcc's words."""
-    command = ["nvcc", "-std=c++20", "-O3", f"-I{SOURCES}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v"]
-    command += ["--keep", f"--keep-dir={folder}", f"-o={folder / source.stem}.cubin", source]
+    """Compiles one source into ``folder``, as the object ``<stem>.o``; raises RuntimeError with nvcc's words."""
+    generated = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = ["nvcc", "-std=c++20", "-O3", f"-I{SOURCES}", generated, "-Xcompiler=-fPIC", "-c", "-Xptxas=-v"]
+    command += ["--keep", f"--keep-dir={folder}", f"-o={folder / source.stem}.o", source]
     shown = subprocess.run(command, capture_output=True, text=True)
     if shown.returncode:
         raise RuntimeError(f"nvcc cannot compile {source.name} for sm_{architecture}: {shown.stderr[-2000:]}")
@@ -114,9 +115,9 @@ def disassembler() -> Path | None:
     return path if path and path.exists() else None
 
 
-def instructions(cubin: Path) -> dict[str, str]:
-    """The machine code of each kernel of a cubin, by mangled name."""
-    shown = subprocess.run([disassembler(), "-sass", cubin], capture_output=True, text=True, check=True).stdout
+def instructions(compiled: Path) -> dict[str, str]:
+    """The machine code of each kernel of an object, by mangled name."""
+    shown = subprocess.run([disassembler(), "-sass", compiled], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"Function : (\w+)", shown)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

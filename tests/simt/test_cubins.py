@@ -1,11 +1,18 @@
-"""What nvcc makes of every CUDA kernel: no spills, two blocks a multiprocessor, the instructions it is built on."""
+"""What nvcc makes of every CUDA kernel: no spills, two blocks a multiprocessor, the instructions it is built on; and
+that the device code links and loads where there is no GPU.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
 
+from fastconv._native import C
 from fastconv.testing import cubin
 
 pytestmark = pytest.mark.skipif(cubin.missing() is not None, reason=str(cubin.missing()))
@@ -22,18 +29,47 @@ MOST_SPILLED = 0
 LEAST_BLOCKS = 2
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """compiled(source, architecture): the object and its kernels, compiled once."""
+
+    @cache
+    def compile(source: Path, architecture: str) -> tuple[Path, list[cubin.Entry]]:
+        folder = tmp_path_factory.mktemp(source.stem)
+        return folder / f"{source.stem}.o", cubin.compiled(source, architecture, folder)
+
+    return compile
+
+
 @pytest.mark.parametrize(("architecture", "source"), CASES)
-def test_kernels_fit_their_machine(architecture, source, tmp_path):
-    entries = cubin.compiled(source, architecture, tmp_path)
+def test_kernels_fit_their_machine(architecture, source, compiled):
+    path, entries = compiled(source, architecture)
     assert entries
     for entry in entries:
         assert entry.spilled <= MOST_SPILLED, entry
         assert entry.blocks >= LEAST_BLOCKS, entry
     if cubin.disassembler() is None:
         pytest.skip("cuobjdump is not installed, so instructions are not looked at.")
-    code = cubin.instructions(tmp_path / f"{source.stem}.cubin")
+    code = cubin.instructions(path)
     for entry in entries:
         check_instructions(entry, code[entry.mangled])
+
+
+def test_device_code_links_and_loads(compiled, tmp_path):
+    """With the CUDA runtime alone, on any machine: every kernel of the list is there, and a start without a GPU is an
+    error with CUDA's own words.
+    """
+    objects = [compiled(source, ORDINARY)[0] for source in cubin.files()]
+    program, started = tmp_path / "check", "conv2d/fprop_igemm_simt"
+    table = [cubin.SOURCES / "cuda/table.cu", Path(__file__).with_name("device_check.cpp")]
+    command = ["nvcc", "-std=c++20", f"-I{cubin.SOURCES}", f"-arch=sm_{ORDINARY}", *table, *objects, "-o", program]
+    subprocess.run(command, check=True)
+    words = [program] if torch.cuda.is_available() else [program, started]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [row["name"] for row in C.gpu_kernels()]
+    assert [line for line in lines if line in names] == names
+    if len(words) > 1:
+        assert lines[names.index(started) + 1].startswith("CUDA: ")
 
 
 def check_instructions(entry: cubin.Entry, code: str) -> None:
