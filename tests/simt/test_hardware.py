@@ -59,7 +59,7 @@ def test_a_kernel_that_leaves_its_target_alone_is_an_error():
 
 
 @ON_A_GPU
-@pytest.mark.parametrize("text", (*CONVOLUTIONS, *POOLS))
+@pytest.mark.parametrize("text", [*CONVOLUTIONS, *POOLS])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_kernels_on_a_gpu(text, dtype):
     problem = Problem(text).replace(dtype=dtype)
