@@ -48,7 +48,7 @@ def _run(kernel: Kernel, device: str, problem: Problem, *, out: Tensor, threads:
     there = {name: moved(t, device) if isinstance(t, Tensor) else t for name, t in operands.items()}
     target = moved(out, device)
     result = kernel.run(problem, out=target, threads=threads, **there)
-    if result.data_ptr() != target.data_ptr():
+    if result.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
         raise RuntimeError(f"{kernel.name} on {problem} did not write the tensor it was given.")
     whole(out).copy_(whole(target))
     for name in ("index", "stats"):
