@@ -18,6 +18,7 @@ from fastconv.testing import inputs
 
 DEVICE = "cuda"
 CYCLES = 200_000_000  # of a wait on the device: some tenth of a second
+REPEATS = 50  # runs that must have the same bits
 # One of each family, wgrad with its workspace and second kernel among them.
 CALLS = (
     ("conv2d/fprop_igemm_sm80", "n4c32h29w31_k48r3s3_p1_bf16nhwc"),
@@ -114,7 +115,7 @@ def streams() -> None:
 def repeated() -> None:
     """The same bits in every run."""
     for kernel, problem, tensors, expected in prepared():
-        for _ in range(50):
+        for _ in range(REPEATS):
             result = kernel.run(problem, **tensors)
             equal(result, expected, f"{kernel.name} gave other bits in another run.")
 

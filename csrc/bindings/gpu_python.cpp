@@ -95,8 +95,8 @@ at::Tensor run(size_t row, const Problem& problem, const OptionalTensor& out, co
   const bool forward = problem.pass == Pass::fprop, gradient = problem.pass == Pass::wgrad;
   TORCH_CHECK((o.x.defined() || !(forward || gradient)) && (o.y.defined() || forward) &&
                   (o.w.defined() || gradient || !problem.is_conv()) &&
-                  (o.index.defined() || problem.index == Index::none) &&
-                  (o.bias.defined() || !problem.epilogue.bias) && (o.residual.defined() || !problem.epilogue.residual),
+                  (o.index.defined() || problem.index == Index::none) && (o.bias.defined() || !problem.epilogue.bias) &&
+                  (o.residual.defined() || !problem.epilogue.residual),
               problem.text(), " has an operand that is missing.");
   // A new gradient of the weights lies contiguously.
   const int64_t c = problem.channels_per_group(), r = problem.h.window, s = problem.w.window;

@@ -1,5 +1,5 @@
-// Torch's device-generic interface alone is used: it reaches the CUDA parts of a CUDA torch at run time, so that nothing
-// of CUDA is needed to compile, link or load this file.
+// Torch's device-generic interface alone is used: it reaches the CUDA parts of a CUDA torch at run time, so that
+// nothing of CUDA is needed to compile, link or load this file.
 #include "gpu_run.h"
 
 #include <c10/core/DeviceGuard.h>

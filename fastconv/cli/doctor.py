@@ -22,7 +22,6 @@ def doctor() -> None:
     """Print versions, instruction sets, threads, GPU tools, settings, the list of kernels, and what is wrong."""
     import fastconv
     from fastconv import _native, settings
-    from fastconv.kernels import cuda
     from fastconv.profiling import machine
 
     facts = machine.this_machine()
@@ -36,7 +35,7 @@ def doctor() -> None:
         "extension": _native.load_error or f"built for torch {_native.C.torch_version}",
         "instruction sets": ", ".join(machine.isas()) or "unknown without the extension",
         "GPU": _gpu(),
-        "device code": "unknown without the extension" if _native.load_error else cuda.device_code(),
+        "device code": "unknown without the extension" if _native.load_error else _device_code(),
         "triton": _version("triton"),
         "nvcc": shutil.which("nvcc") or "not found",
         "settings": ", ".join(f"{name}={value!r}" for name, value in asdict(settings.current()).items()),
@@ -64,6 +63,12 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return f"none usable (torch built for CUDA {torch.version.cuda})" if torch.version.cuda else "none: CPU torch"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _device_code() -> str:
+    from fastconv.kernels import cuda
+
+    return cuda.device_code()
 
 
 def _version(package: str) -> str:
