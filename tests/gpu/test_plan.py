@@ -252,7 +252,7 @@ def test_the_script_of_a_lent_machine_is_well_formed():
 
 
 def test_the_table_in_the_documents_is_what_the_command_prints():
-    """``python -m fastconv.testing.proof``, between its marks in docs/gpu.md: no kernel is left out, none is praised."""
+    """Between its marks in docs/gpu.md stands what the command prints: no kernel is left out, none is praised."""
     text = (ROOT / "docs/gpu.md").read_text()
     shown = text.split("<!-- proof -->\n")[1].split("\n<!-- /proof -->")[0]
     machines = proof.recorded()
