@@ -1,14 +1,16 @@
 """Which GPU kernel is proven where: by the emulator or interpreter in every run of the tests, and on which hardware.
 
-    python -m fastconv.testing.proof
+    python -m fastconv.testing.proof [--write docs/gpu.md]
 
-prints the table. What ran on hardware is read from the results that ``python -m benchmarks.gpu`` leaves in
+prints the table, or puts it between the marks of a file. What ran on hardware is read from the results that ``python -m benchmarks.gpu`` leaves in
 ``benchmarks/results/<gpu>/gpu.json``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 from fastconv import registry
@@ -17,6 +19,7 @@ from fastconv.testing import gpu_cases
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NEVER = "not yet"
+MARKS = "<!-- proof -->", "<!-- /proof -->"
 
 
 def kernels() -> list[Kernel]:
@@ -60,14 +63,29 @@ def recorded(folder: Path = RESULTS) -> dict[str, dict[str, dict]]:
     return found
 
 
+def tables() -> str:
+    """One table for each machine that has results; one that says so where there is none."""
+    return "\n\n".join(table(units, name) for name, units in recorded().items()) or table({})
+
+
+def write(path: Path) -> None:
+    """Puts the tables between the marks of a document; ValueError when it has none."""
+    text, pattern = path.read_text(), re.compile(f"({MARKS[0]}\n).*?({MARKS[1]})", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{path} has no place for the table: the marks {MARKS[0]} and {MARKS[1]}.")
+    path.write_text(pattern.sub(lambda match: f"{match[1]}{tables()}\n{match[2]}", text))
+
+
 def main() -> None:
     """The command line."""
-    machines = recorded()
-    if not machines:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", type=Path, help="a document whose table is replaced")
+    options = parser.parse_args()
+    if options.write:
+        return write(options.write)
+    if not recorded():
         print("No kernel has run on hardware yet: benchmarks/results holds no gpu.json.\n")
-        print(table({}))
-    for name, units in machines.items():
-        print(table(units, name))
+    print(tables())
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "LDGSTS.E.BYPASS.128" in code, entry.name
     if re.match(r"depthwise_wgrad<\w+, [48],", entry.name):
         assert "LDG.E.128" in code, entry.name
+    if re.match(r"(clear|unpool_gather)<\w+, [48]>", entry.name):
+        assert "STG.E.128" in code, entry.name
     vectors = entry.name.startswith("depthwise<") and re.match(r"depthwise<\w+, [48],", entry.name)
     if vectors or (entry.name.startswith(("fprop_", "dgrad_")) and not entry.name.endswith(", 1>")):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name
