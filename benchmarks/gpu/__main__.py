@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -50,12 +51,13 @@ def slug(name: str) -> str:
 
 def facts() -> dict[str, str]:
     """What the results were made on."""
-    shown = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
+    driver = "unknown"
+    if asked := shutil.which("nvidia-smi"):
+        query = [asked, "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() or driver
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": shown.stdout.strip() or "unknown",
+        "driver": driver,
         "torch": torch.__version__,
         "cudnn": str(torch.backends.cudnn.version()),
         "triton": version("triton") if find_spec("triton") else "not installed",

@@ -10,7 +10,8 @@ namespace fastconv {
 void run_gpu(const GpuKernel& kernel, const Problem& problem, const Operands& operands) {
   const c10::Device device = operands.out.device();
   const c10::DeviceGuard guard(device);
-  const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  const c10::impl::VirtualGuardImpl torchs(device.type());
+  const auto stream = reinterpret_cast<uint64_t>(torchs.getStreamNativeHandle(torchs.getStream(device)));
   // Freed when this call returns, before the kernels have run: the allocator hands the memory to work that is queued
   // behind them on the same stream, and to no other.
   at::Tensor workspace;
@@ -18,7 +19,7 @@ void run_gpu(const GpuKernel& kernel, const Problem& problem, const Operands& op
     workspace = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(device));
   Args args = args_of(problem, operands);
   args.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
-  kernel.body.run(problem, args, {reinterpret_cast<uint64_t>(stream.native_handle()), device.index()});
+  kernel.body.run(problem, args, {stream, device.index()});
 }
 
 }  // namespace fastconv

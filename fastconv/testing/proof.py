@@ -2,8 +2,8 @@
 
     python -m fastconv.testing.proof [--write docs/gpu.md]
 
-prints the table, or puts it between the marks of a file. What ran on hardware is read from the results that ``python -m benchmarks.gpu`` leaves in
-``benchmarks/results/<gpu>/gpu.json``.
+prints the table, or puts it between the marks of a file. What ran on hardware is read from the results that
+``python -m benchmarks.gpu`` leaves in ``benchmarks/results/<gpu>/gpu.json``.
 """
 
 from __future__ import annotations
