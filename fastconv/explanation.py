@@ -125,8 +125,10 @@ def _choice(problem: Problem, device: str, layers: list[Row] | None = None) -> C
 
 def _workspace(kernel: Kernel, problem: Problem) -> int | None:
     """Bytes of scratch memory with torch's current number of threads; None for kernels that keep that to themselves."""
-    if kernel.native is None or kernel.refuses(problem) is not None:
+    if (kernel.native is None and kernel.gpu is None) or kernel.refuses(problem) is not None:
         return None
+    if kernel.gpu is not None:
+        return C.gpu_workspace(kernel.gpu, problem)
     return C.workspace(kernel.native, problem, torch.get_num_threads())
 
 

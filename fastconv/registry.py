@@ -23,7 +23,8 @@ class Kernel:
         kernel takes it, is written and returned.
     estimate: ``estimate(problem, threads)``, seconds on a nominal core for kernels that are compared by cost, or None
         where the order of the list alone decides.
-    native: position in the extension's own list, or None for a row that lives in Python.
+    native: position in the extension's own list, or None for a row that lives in Python or on a GPU.
+    gpu: position in the extension's list of CUDA C++ kernels, or None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Kernel:
     refuses: Callable[[Problem], str | None] = field(repr=False)
     run: Callable[..., Any] = field(repr=False)
     native: int | None = None
+    gpu: int | None = None
     estimate: Callable[[Problem, int], float | None] = field(default=lambda *_: None, repr=False)
 
     def computes(self, problem: Problem) -> bool:

@@ -15,6 +15,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
+#include "autograd_node.h"
 #include "conv_ops.h"
 
 namespace fastconv {
@@ -108,16 +109,16 @@ bool any_gradient(const Tensors&... tensors) {
 
 // The node of a call, or null when no gradient is wanted. Its outputs are the tensors in their order.
 template <class N, class... Tensors>
-c10::intrusive_ptr<N> node_for(const ConvGeometry& g, const Tensor& a, const Tensor& b, const Tensors&... others) {
+NodePointer<N> node_for(const ConvGeometry& g, const Tensor& a, const Tensor& b, const Tensors&... others) {
   if (!any_gradient(a, b, others...)) return {};
-  auto node = c10::make_intrusive<N>();
+  auto node = make_node<N>();
   node->set_next_edges(torch::autograd::collect_next_edges(a, b, value(others)...));
   node->save(a, b, g);
   return node;
 }
 
 template <class Call>
-Tensor below_autograd(const c10::intrusive_ptr<Node>& node, const Call& call) {
+Tensor below_autograd(const NodePointer<Node>& node, const Call& call) {
   Tensor out = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call();

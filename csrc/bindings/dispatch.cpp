@@ -9,6 +9,8 @@
 #include <unordered_map>
 
 #include "cpu/table.h"
+#include "cuda/table.h"
+#include "gpu_run.h"
 #include "memory.h"
 #include "parallel.h"
 
@@ -54,11 +56,13 @@ std::shared_ptr<const Plan> make_plan(const Problem& problem, c10::DeviceType de
   py::gil_scoped_acquire gil;
   py::object kernel = cache().planner(py::cast(problem), c10::DeviceTypeName(device, /*lower_case=*/true));
   auto* plan = new Plan;
-  const py::object native = kernel.attr("native");
-  if (native.is_none())
-    plan->kernel = std::move(kernel);
-  else
+  const py::object native = kernel.attr("native"), gpu = kernel.attr("gpu");
+  if (!native.is_none())
     plan->native = &cpu_kernels().at(native.cast<size_t>());
+  else if (!gpu.is_none())
+    plan->gpu = &device::gpu_kernels().at(gpu.cast<size_t>());
+  else
+    plan->kernel = std::move(kernel);
   plan->serial = is_serial(problem);
   return {plan, [](const Plan* p) {
             if (p->kernel) {
@@ -77,7 +81,9 @@ void report(const Plan& plan, const Problem& problem, double seconds) {
   py::gil_scoped_acquire gil;
   const py::object sink = cache().trace;
   if (!sink || sink.is_none()) return;
-  const py::object name = plan.native ? py::str(plan.native->name) : plan.kernel.attr("name");
+  const py::object name = plan.native ? py::str(plan.native->name)
+                          : plan.gpu  ? py::str(plan.gpu->name)
+                                      : plan.kernel.attr("name");
   sink(py::cast(problem), name, seconds);
 }
 
@@ -112,15 +118,6 @@ class Workspace {
 
 const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
-at::Tensor allocate(const Problem& p, const Operands& o) {
-  const at::Tensor& like = o.x.defined() ? o.x : o.y;
-  if (p.pass == Pass::wgrad && p.is_conv()) return empty_result(o.w_sizes, o.w_strides, like.options());
-  if (p.pass == Pass::wgrad && p.is_norm()) return at::empty({2, p.c}, o.mean.options());
-  const bool dgrad = p.pass == Pass::dgrad;
-  return empty_result({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
-                      format_of(p.layout), like.options());
-}
-
 at::Tensor run_python(const Plan& plan, const Problem& problem, const Operands& o) {
   py::gil_scoped_acquire gil;
   py::dict tensors;
@@ -150,10 +147,12 @@ at::Tensor with_promised_strides(at::Tensor result, const Problem& p, const Oper
 }
 
 at::Tensor run(const Plan& plan, const Problem& problem, Operands operands) {
-  if (!plan.native) return with_promised_strides(run_python(plan, problem, operands), problem, operands);
+  if (plan.kernel) return with_promised_strides(run_python(plan, problem, operands), problem, operands);
   if (!operands.out.defined()) operands.out = allocate(problem, operands);
   if (operands.out.numel() == 0) return std::move(operands.out);
-  if (plan.serial)
+  if (plan.gpu)
+    run_gpu(*plan.gpu, problem, operands);
+  else if (plan.serial)
     run_native(*plan.native, problem, operands, Serial());
   else
     run_native(*plan.native, problem, operands, TorchParallel());
@@ -198,7 +197,7 @@ size_t plan_count() {
   return cache().plans.size();
 }
 
-void run_native(const Kernel& kernel, const Problem& problem, const Operands& o, const Parallel& parallel) {
+Args args_of(const Problem& problem, const Operands& o) {
   Args args;
   args.x = data_of(o.x), args.w = data_of(o.w), args.y = data_of(o.y);
   args.bias = data_of(o.bias), args.residual = data_of(o.residual);
@@ -210,6 +209,20 @@ void run_native(const Kernel& kernel, const Problem& problem, const Operands& o,
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;
   if (problem.is_conv() && filter.defined())
     for (int i = 0; i < 4; ++i) args.w_stride[i] = filter.stride(i);
+  return args;
+}
+
+at::Tensor allocate(const Problem& p, const Operands& o) {
+  const at::Tensor& like = o.x.defined() ? o.x : o.y;
+  if (p.pass == Pass::wgrad && p.is_conv()) return empty_result(o.w_sizes, o.w_strides, like.options());
+  if (p.pass == Pass::wgrad && p.is_norm()) return at::empty({2, p.c}, o.mean.options());
+  const bool dgrad = p.pass == Pass::dgrad;
+  return empty_result({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
+                      format_of(p.layout), like.options());
+}
+
+void run_native(const Kernel& kernel, const Problem& problem, const Operands& o, const Parallel& parallel) {
+  Args args = args_of(problem, o);
   Workspace workspace(static_cast<size_t>(kernel.body.workspace(problem, parallel.threads())));
   args.workspace = workspace.get();
   kernel.body.run(problem, args, parallel);

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core/kernel.h"
+#include "cuda/kernel.h"
 
 namespace fastconv {
 
@@ -25,6 +26,7 @@ struct Operands {
 
 struct Plan {
   const Kernel* native = nullptr;  // a C++ kernel, or
+  const GpuKernel* gpu = nullptr;  // a CUDA C++ kernel, or
   py::object kernel;               // the Python row that runs the problem itself
   bool serial = false;             // too small to share out among threads
 };
@@ -41,6 +43,12 @@ size_t plan_count();
 
 // Every finished call is reported as sink(problem, kernel name, seconds); None switches the reports off.
 void set_trace(py::object sink);
+
+// The pointers and strides of a call's operands, its workspace left open.
+Args args_of(const Problem& problem, const Operands& operands);
+
+// A tensor for what the problem writes, beside its operands.
+at::Tensor allocate(const Problem& problem, const Operands& operands);
 
 // Runs one native kernel on tensors that already fit the problem, `out` included.
 void run_native(const Kernel& kernel, const Problem& problem, const Operands& operands, const Parallel& parallel);

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include "autograd_node.h"
 #include "norm_common.h"
 #include "norm_ops.h"
 
@@ -99,9 +100,9 @@ class NormNode final : public Node {
   double eps_ = 0;
 };
 
-c10::intrusive_ptr<NormNode> node_for(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias) {
+NodePointer<NormNode> node_for(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias) {
   if (!any_gradient(x, weight, bias)) return {};
-  auto node = c10::make_intrusive<NormNode>();
+  auto node = make_node<NormNode>();
   node->set_next_edges(torch::autograd::collect_next_edges(x, value(weight), value(bias)));
   return node;
 }

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
+#include "autograd_node.h"
 #include "norm_common.h"
 
 namespace fastconv::norm {
@@ -115,9 +116,9 @@ class ResponseNode final : public Node {
 Tensor autograd_fprop(const Tensor& x, int64_t size, double alpha, double beta, double k) {
   const Response r{alpha, beta, k};
   if (any_tangent(x)) return composite(x, size, r);
-  c10::intrusive_ptr<ResponseNode> node;
+  NodePointer<ResponseNode> node;
   if (any_gradient(x)) {
-    node = c10::make_intrusive<ResponseNode>();
+    node = make_node<ResponseNode>();
     node->set_next_edges(torch::autograd::collect_next_edges(x));
     node->save(x, size, r);
   }

@@ -11,9 +11,11 @@
 
 namespace fastconv {
 
-// On a device the cudaStream_t that work is queued on; in the emulator the seed of the order of blocks and threads.
+// On a device the cudaStream_t that work is queued on, and the device's number; in the emulator the seed of the order
+// of blocks and threads.
 struct Stream {
   uint64_t handle = 0;
+  int device = 0;
 };
 
 struct GpuKernelBody {

@@ -1,4 +1,4 @@
-// All GPU kernels, in order of preference, as this build can run them.
+// All GPU kernels, in order of preference: as the emulator runs them, and as devices do.
 #pragma once
 
 #include <vector>
@@ -9,6 +9,10 @@ namespace fastconv {
 
 namespace emulated {
 const std::vector<GpuKernel>& gpu_kernels();
+}
+
+namespace device {
+const std::vector<GpuKernel>& gpu_kernels();  // empty in a build without device code
 }
 
 }  // namespace fastconv

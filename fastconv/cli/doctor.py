@@ -35,6 +35,7 @@ def doctor() -> None:
         "extension": _native.load_error or f"built for torch {_native.C.torch_version}",
         "instruction sets": ", ".join(machine.isas()) or "unknown without the extension",
         "GPU": _gpu(),
+        "device code": "unknown without the extension" if _native.load_error else _device_code(),
         "triton": _version("triton"),
         "nvcc": shutil.which("nvcc") or "not found",
         "settings": ", ".join(f"{name}={value!r}" for name, value in asdict(settings.current()).items()),
@@ -62,6 +63,12 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return f"none usable (torch built for CUDA {torch.version.cuda})" if torch.version.cuda else "none: CPU torch"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _device_code() -> str:
+    from fastconv.kernels import cuda
+
+    return cuda.device_code()
 
 
 def _version(package: str) -> str:

@@ -1,8 +1,9 @@
 """What nvcc makes of the CUDA kernels, without a GPU: registers, spills, shared memory, occupancy, instructions.
 
-    python -m fastconv.testing.cubin --arch 80 90a 100a
+    python -m fastconv.testing.cubin --arch 80 90a 100a [--brief]
 
-prints the table. Needs nvcc and the sources (a checkout); instructions need cuobjdump, from the CUDA toolkit or Triton.
+prints the table, in brief in Markdown with a line for all instances of a kernel. Needs nvcc and the sources (a
+checkout); instructions need cuobjdump, from the CUDA toolkit or Triton.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def missing() -> str | None:
 
 
 def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
-    """Compiles one source into ``folder``, as ``<stem>.cubin``; raises RuntimeError with nvcc's words."""
-    command = ["nvcc", "-std=c++20", "-O3", f"-I{SOURCES}", f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v"]
-    command += ["--keep", f"--keep-dir={folder}", f"-o={folder / source.stem}.cubin", source]
+    """Compiles one source into ``folder``, as the object ``<stem>.o``; raises RuntimeError with nvcc's words."""
+    generated = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = ["nvcc", "-std=c++20", "-O3", f"-I{SOURCES}", generated, "-Xcompiler=-fPIC", "-c", "-Xptxas=-v"]
+    command += ["--keep", f"--keep-dir={folder}", f"-o={folder / source.stem}.o", source]
     shown = subprocess.run(command, capture_output=True, text=True)
     if shown.returncode:
         raise RuntimeError(f"nvcc cannot compile {source.name} for sm_{architecture}: {shown.stderr[-2000:]}")
@@ -116,36 +118,68 @@ def disassembler() -> Path | None:
     return path if path and path.exists() else None
 
 
-def instructions(cubin: Path) -> dict[str, str]:
-    """The machine code of each kernel of a cubin, by mangled name."""
-    shown = subprocess.run([disassembler(), "-sass", cubin], capture_output=True, text=True, check=True).stdout
+def instructions(compiled: Path) -> dict[str, str]:
+    """The machine code of each kernel of an object, by mangled name."""
+    shown = subprocess.run([disassembler(), "-sass", compiled], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"Function : (\w+)", shown)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def entries(architecture: str) -> list[tuple[str, Entry]]:
+    """Every kernel of every source, with the folder it lies in."""
+    found = []
+    for source in files():
+        with tempfile.TemporaryDirectory() as folder:
+            own = compiled(source, architecture, Path(folder))
+        found += [(source.parent.name, entry) for entry in sorted(own, key=lambda e: e.name)]
+    return found
 
 
 def table(architectures: list[str]) -> str:
     """Kernels x registers x spills x shared memory x occupancy."""
     lines = [f"{'arch':>5} {'regs':>4} {'spill':>5} {'shared':>7} {'threads':>7} {'blocks':>6} {'occup.':>6}  kernel"]
     for architecture in architectures:
-        for source in files():
-            with tempfile.TemporaryDirectory() as folder:
-                entries = compiled(source, architecture, Path(folder))
-            for e in sorted(entries, key=lambda e: e.name):
-                lines.append(
-                    f"{architecture:>5} {e.registers:4d} {e.spilled:5d} {e.shared:7d} {e.threads:7d} {e.blocks:6d} "
-                    f"{e.occupancy:6.0%}  {source.parent.name}/{e.name}"
-                )
+        for folder, e in entries(architecture):
+            lines.append(
+                f"{architecture:>5} {e.registers:4d} {e.spilled:5d} {e.shared:7d} {e.threads:7d} {e.blocks:6d} "
+                f"{e.occupancy:6.0%}  {folder}/{e.name}"
+            )
     return "\n".join(lines)
+
+
+def brief(architectures: list[str]) -> str:
+    """The same in Markdown, the instances of a kernel on one line: the range of each figure."""
+    lines = ["| kernel | sm | instances | registers | spills | shared memory | blocks | occupancy |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for architecture in architectures:
+        groups: dict[str, list[Entry]] = {}
+        for folder, entry in entries(architecture):
+            groups.setdefault(f"{folder}/{entry.name.split('<')[0]}", []).append(entry)
+        lines += [brief_line(name, architecture, group) for name, group in groups.items()]
+    return "\n".join(lines)
+
+
+def brief_line(name: str, architecture: str, group: list[Entry]) -> str:
+    """One line of :func:`brief`."""
+
+    def span(values: list[float], form: str = "d") -> str:
+        low, high = (format(v, form) for v in (min(values), max(values)))
+        return low if low == high else f"{low} to {high}"
+
+    cells = [name, architecture, str(len(group)), span([e.registers for e in group]), span([e.spilled for e in group])]
+    cells += [span([e.shared for e in group]), span([e.blocks for e in group])]
+    return f"| {' | '.join([*cells, span([e.occupancy for e in group], '.0%')])} |"
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
+    parser.add_argument("--brief", action="store_true", help="Markdown, a line for all instances of a kernel")
     options = parser.parse_args()
     if missing():
         raise SystemExit(missing())
-    print(table(options.arch))
+    print(brief(options.arch) if options.brief else table(options.arch))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def _run(row: int, problem: Problem, *, out: Tensor, threads: int = 0, **operand
     """
     size = C.gpu_workspace(row, problem)
     workspace = guard.guarded_bytes(size)
-    around = workspace._base
+    around = workspace.as_strided((size + 2 * guard.HALO_BYTES,), (1,), 0)
     C.gpu_emulate(row, problem, out, workspace=workspace, seed=threads, **operands)
     halo = torch.cat([around[: guard.HALO_BYTES], around[guard.HALO_BYTES + size :]])
     assert (halo == guard.POISON).all(), "The kernel wrote outside its workspace."

@@ -216,11 +216,26 @@ def test_models_prints_and_writes_the_layers_of_one(capsys, tmp_path):
 def test_doctor(capsys):
     code, out, err = run(capsys, "doctor")
     assert (code, err) == (0, "")
-    for word in ("instruction sets", "avx2" if "avx2" in out else "scalar", "GPU", "nvcc", "triton", "settings"):
+    for word in (
+        "instruction sets",
+        "avx2" if "avx2" in out else "scalar",
+        "GPU",
+        "device code",
+        "nvcc",
+        "triton",
+        "settings",
+    ):
         assert word in out
     from fastconv import registry
 
     assert all(kernel.name in out for kernel in registry.kernels())
+
+
+def test_explain_plans_for_a_gpu_where_there_is_none(capsys):
+    code, out, err = run(capsys, "explain", TINY, "--device", "cuda")
+    assert (code, err) == (0, "")
+    assert "on cuda: conv2d/fprop_aten" in out
+    assert "conv2d/fprop_igemm_simt" in out
 
 
 WITHOUT_EXTENSION = """

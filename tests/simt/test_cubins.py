@@ -1,11 +1,18 @@
-"""What nvcc makes of every CUDA kernel: no spills, two blocks a multiprocessor, the instructions it is built on."""
+"""What nvcc makes of every CUDA kernel: no spills, two blocks a multiprocessor, the instructions it is built on; and
+that the device code links and loads where there is no GPU.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
 
+from fastconv._native import C
 from fastconv.testing import cubin
 
 pytestmark = pytest.mark.skipif(cubin.missing() is not None, reason=str(cubin.missing()))
@@ -23,9 +30,21 @@ LEAST_BLOCKS = 2
 HOPPER, HOPPER_REGISTERS = "90a", 168  # of three warpgroups at their start; consumers take 232, the producer keeps 40
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """compiled(source, architecture): the object and its kernels, compiled once."""
+
+    @cache
+    def compile(source: Path, architecture: str) -> tuple[Path, list[cubin.Entry]]:
+        folder = tmp_path_factory.mktemp(source.stem)
+        return folder / f"{source.stem}.o", cubin.compiled(source, architecture, folder)
+
+    return compile
+
+
 @pytest.mark.parametrize(("architecture", "source"), CASES)
-def test_kernels_fit_their_machine(architecture, source, tmp_path):
-    entries = cubin.compiled(source, architecture, tmp_path)
+def test_kernels_fit_their_machine(architecture, source, compiled):
+    path, entries = compiled(source, architecture)
     assert entries
     for entry in entries:
         assert entry.spilled <= MOST_SPILLED, entry
@@ -35,7 +54,7 @@ def test_kernels_fit_their_machine(architecture, source, tmp_path):
             assert entry.blocks >= LEAST_BLOCKS, entry
     if cubin.disassembler() is None:
         pytest.skip("cuobjdump is not installed, so instructions are not looked at.")
-    code = cubin.instructions(tmp_path / f"{source.stem}.cubin")
+    code = cubin.instructions(path)
     for entry in entries:
         check = check_hopper_instructions if entry.name.startswith("group_") else check_instructions
         check(entry, code[entry.mangled])
@@ -57,6 +76,23 @@ def check_hopper_instructions(entry: cubin.Entry, code: str) -> None:
     assert "USETMAXREG" in code and "SYNCS" in code and "STG.E.128" in code, entry.name
 
 
+def test_device_code_links_and_loads(compiled, tmp_path):
+    """With the CUDA runtime alone, on any machine: every kernel of the list is there, and a start without a GPU is an
+    error with CUDA's own words.
+    """
+    objects = [compiled(source, ORDINARY)[0] for source in cubin.files()]
+    program, started = tmp_path / "check", "conv2d/fprop_igemm_simt"
+    table = [cubin.SOURCES / "cuda/table.cu", Path(__file__).with_name("device_check.cpp")]
+    command = ["nvcc", "-std=c++20", f"-I{cubin.SOURCES}", f"-arch=sm_{ORDINARY}", *table, *objects, "-o", program]
+    subprocess.run(command, check=True)
+    words = [program] if torch.cuda.is_available() else [program, started]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [row["name"] for row in C.gpu_kernels()]
+    assert [line for line in lines if line in names] == names
+    if len(words) > 1:
+        assert lines[names.index(started) + 1].startswith("CUDA: ")
+
+
 def check_instructions(entry: cubin.Entry, code: str) -> None:
     """Tensor cores where they are meant, asynchronous copies, accesses of 128 bits."""
     assert "LDL" not in code and "STL" not in code, f"{entry.name} uses local memory."
@@ -71,6 +107,8 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "LDGSTS.E.BYPASS.128" in code, entry.name
     if re.match(r"depthwise_wgrad<\w+, [48],", entry.name):
         assert "LDG.E.128" in code, entry.name
+    if re.match(r"(clear|unpool_gather)<\w+, [48]>", entry.name):
+        assert "STG.E.128" in code, entry.name
     vectors = entry.name.startswith("depthwise<") and re.match(r"depthwise<\w+, [48],", entry.name)
     if vectors or (entry.name.startswith(("fprop_", "dgrad_")) and not entry.name.endswith(", 1>")):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name

@@ -5,26 +5,20 @@ and workspace, seeded orders of threads, equality on integers and the bound on r
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
 
-from fastconv import registry
 from fastconv.problem import Problem
-from fastconv.testing import corpus, emulator, fuzz, inputs
-from fastconv.testing.check import check_conv
+from fastconv.testing import emulator, gpu_cases, inputs
 from fastconv.testing.check_pool import KINDS, check_pool
+from fastconv.testing.gpu_cases import LAYOUTS, check
 from fastconv.testing.inputs import DTYPES
 
-LAYOUTS = ("nhwc", "nchw")
-INDICES = {"maxpool2d": ("none", "u8", "i64"), "adaptivemax2d": ("none", "i64")}
 CONVOLUTIONS = [k for k in emulator.rows() if k.op == "conv2d"]
 POOLS = [k for k in emulator.rows() if k.op != "conv2d"]
-PLAIN = {"bias": False, "residual": False, "activation": "none", "alpha": 0.0, "out_offset": 0, "out_channels": 0}
 SOME = 3  # a brief run takes every third problem, of each dtype and layout another third
 RANDOM_PROBLEMS, ALL_RANDOM_PROBLEMS = 12, 200
-RANDOM_FLOPS = 2e5
 # Tiles that a corpus of small problems does not reach: 128 x 128, whole and with edges.
 LARGE = (
     "n2c24h33w35_k130r2s3_p1x0_bf16nhwc_bias_res_relu",
@@ -40,46 +34,6 @@ WEIGHT_GRADIENTS = (
 )
 
 
-def convolutions(kernel, dtype):
-    """Problems of the corpus that the kernel accepts."""
-    for base in corpus.load("edge_conv"):
-        for layout in LAYOUTS:
-            changes = {"pass_": kernel.pass_, "layout": layout, "dtype": dtype}
-            if kernel.pass_ == "wgrad":
-                changes |= PLAIN
-            elif kernel.pass_ == "dgrad" and base.out_channels:
-                changes |= {"out_channels": base.c + base.out_offset + 5}
-            problem = base.replace(**changes)
-            if kernel.refuses(problem) is None:
-                yield problem
-
-
-def pools(kernel, dtype):
-    for base in corpus.load("edge_pool"):
-        for layout in LAYOUTS:
-            for index in INDICES.get(base.op, ("none",)):
-                problem = base.replace(pass_=kernel.pass_, layout=layout, dtype=dtype, index=index)
-                if kernel.computes(problem) and kernel.refuses(problem) is None:
-                    yield problem
-
-
-def check(kernel, problem, i: int, integer: bool) -> None:
-    """One convolution; two of three calls have aligned buffers, which the vector paths need."""
-    try:
-        check_conv(
-            kernel,
-            problem,
-            seed=i,
-            integer=integer,
-            offset=(0, 0, i % 16)[i % 3],
-            weight_channels_last=bool(i % 2),
-            weight_gap=(0, 0, 1)[i % 3],
-            threads=i,
-        )
-    except (AssertionError, RuntimeError) as error:
-        raise AssertionError(f"{kernel.name} on {problem}, i={i}, integer={integer}: {error}") from None
-
-
 def some(problems, dtype: str):
     """Every third problem, numbered; which third depends on the dtype."""
     first = list(DTYPES).index(dtype) % SOME
@@ -89,7 +43,7 @@ def some(problems, dtype: str):
 @pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_convolutions_agree_with_the_oracle(kernel, dtype):
-    for i, problem in some(convolutions(kernel, dtype), dtype):
+    for i, problem in some(gpu_cases.problems(kernel, dtype), dtype):
         check(kernel, problem, i // SOME, integer=i % 2 == 0)
 
 
@@ -97,24 +51,14 @@ def test_convolutions_agree_with_the_oracle(kernel, dtype):
 @pytest.mark.parametrize("dtype", ["f32", "tf32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_all_convolutions_agree_with_the_oracle(kernel, dtype):
-    for i, problem in enumerate(convolutions(kernel, dtype)):
+    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
         check(kernel, problem, i, integer=True)
         check(kernel, problem, i + 1, integer=False)
 
 
-def random_problems(kernel, count: int) -> list[Problem]:
-    rng, found = random.Random(kernel.name), []
-    while len(found) < count:
-        problem = fuzz.random_problem(rng, max_flops=RANDOM_FLOPS, pass_=kernel.pass_)
-        problem = problem.replace(dtype=rng.choice(("f32", "tf32", "f16", "bf16")))
-        if kernel.refuses(problem) is None:
-            found.append(problem)
-    return found
-
-
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_random_convolutions_in_three_orders(kernel):
-    for i, problem in enumerate(random_problems(kernel, RANDOM_PROBLEMS)):
+    for i, problem in enumerate(gpu_cases.random_convolutions(kernel, RANDOM_PROBLEMS)):
         for order in range(3):
             check(kernel, problem, 3 * i + order, integer=True)
 
@@ -122,7 +66,7 @@ def test_random_convolutions_in_three_orders(kernel):
 @pytest.mark.full
 @pytest.mark.parametrize("kernel", CONVOLUTIONS, ids=lambda k: k.name)
 def test_many_random_convolutions_in_three_orders(kernel):
-    for i, problem in enumerate(random_problems(kernel, ALL_RANDOM_PROBLEMS)):
+    for i, problem in enumerate(gpu_cases.random_convolutions(kernel, ALL_RANDOM_PROBLEMS)):
         for order in range(3):
             check(kernel, problem, 3 * i + order, integer=True)
 
@@ -218,7 +162,7 @@ def test_depthwise_weight_gradients_end_with_the_outputs(layout):
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
 def test_pools_agree_with_the_oracle(kernel, dtype):
-    for i, problem in enumerate(pools(kernel, dtype)):
+    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
         for kind in KINDS:
             if kind == "special" and (problem.pass_ == "dgrad" or "avg" in problem.op):
                 continue
@@ -230,17 +174,7 @@ def test_pools_agree_with_the_oracle(kernel, dtype):
 
 @pytest.mark.parametrize("kernel", emulator.rows(), ids=lambda k: k.name)
 def test_every_kernel_accepts_a_problem(kernel):
-    listed = convolutions if kernel.op == "conv2d" else pools
-    assert any(True for dtype in ("f32", "tf32", "bf16") for _ in listed(kernel, dtype))
-
-
-def test_rows_stand_in_the_list_and_refuse_without_device_code():
-    """Until a build has device code, a tensor on a GPU stays PyTorch's, and the row says why."""
-    rows = {k.name: k for k in registry.kernels() if k.devices == ("cuda",)}
-    assert set(rows) >= {k.name for k in emulator.rows()}
-    problem = Problem("n2c32h9w8_k48r3s2_p1_f16nhwc")
-    assert "no device code" in rows["conv2d/fprop_igemm_sm80"].refuses(problem)
-    assert all(rows[k.name].deterministic for k in emulator.rows())
+    assert any(True for dtype in ("f32", "tf32", "bf16") for _ in gpu_cases.problems(kernel, dtype))
 
 
 def test_refusals_are_sentences():

@@ -30,8 +30,11 @@ template <class Params>
 void launch(void (*kernel)(Params), const Params& params, Grid grid, int threads, int64_t shared_bytes, Stream stream) {
   constexpr int64_t granted = 48 << 10;  // more must be asked for
   auto checked = [](cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error) + ".");
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // said once
+    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error) + ".");
   };
+  checked(cudaSetDevice(stream.device));  // the caller's runtime is not this one, and may know another as current
   if (shared_bytes > granted)
     checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes)));
