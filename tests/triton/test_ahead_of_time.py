@@ -54,6 +54,15 @@ DEFAULTS = {
         "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
         "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
     ),
+    "conv2d/fprop_persistent1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_bias_relu",
+        "n32c128h28w30_k512r1s1_f16nhwc_bias_res_relu",
+        "n8c64h28w30_k256r1s1_tf32nhwc",
+    ),
+    "conv2d/dgrad_persistent1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
+        "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
+    ),
     "conv2d/fprop_depthwise_triton": (
         "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
         "n8c96h28w30_k96r7s7_p3_g96_f32nchw",
@@ -135,6 +144,8 @@ def test_defaults_compile_without_spills(name, text, architecture, tmp_path):
             assert "mma.sync" in found.ptx
         if dense and architecture == 100:
             assert "tcgen05.mma" in found.ptx
+        if "persistent" in name and architecture >= 90:
+            assert "cp.async.bulk.tensor" in found.ptx
         if problem.dtype == "f32":
             assert "tf32" not in found.ptx, "Products of float must be exact."
 
@@ -144,7 +155,8 @@ def test_sizes_of_one_compile(name):
     """Triton makes arguments that are 1 constants, which the interpreter does not; such kernels are others."""
     problem = Problem(DEFAULTS[name][0])
     filters = {"k": 1} if problem.is_conv else {}
-    for launch in launches(name, problem.replace(n=1, c=1, **filters), 90):
+    ones = {"n": 1} if "persistent" in name else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
+    for launch in launches(name, problem.replace(**ones), 90):
         assert launch.compile(90).asm["cubin"]
 
 
