@@ -35,6 +35,7 @@ ALIGNED = (
     "n1c48h13w4_k72r1s1_bf16nhwc_out3of100",
     "n5c16h3w4_k32r1s1_f16nhwc_bias",
     "n1c24h5w9_k24r1s1_bf16nhwc_res_relu",
+    "n2c16h5w3_k24r1s1_f16nhwc_res_relu_out2of40",
 )
 
 # What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
