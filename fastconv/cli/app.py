@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastconv.cli import bench, compare, doctor, explain, models, predict, study, train
+from fastconv.cli import bench, compare, doctor, explain, models, predict, study, train, tune
 
 app = typer.Typer(
     name="fastconv",
@@ -20,6 +20,7 @@ app.command("compare")(compare.compare)
 app.command("explain")(explain.explain)
 app.command("models")(models.models)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("predict")(predict.predict)
 app.add_typer(study.study, name="study")
 app.command("doctor")(doctor.doctor)

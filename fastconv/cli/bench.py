@@ -65,11 +65,11 @@ def _capture(word: str, batch: int, train: bool, size: int | None, layout: str) 
     from fastconv.testing import capture, corpus
 
     source = arguments.source(word)
-    calls = _forward(lambda: capture.capture(source.model, source.example(batch, size), train=train, layout=layout))
+    calls = forward(lambda: capture.capture(source.model, source.example(batch, size), train=train, layout=layout))
     typer.echo(corpus.dump(capture.count(calls)), nl=False)
 
 
-def _forward(run: Callable[[], list]) -> list:
+def forward(run: Callable[[], list]) -> list:
     try:
         return run()
     except (RuntimeError, ValueError, TypeError) as error:

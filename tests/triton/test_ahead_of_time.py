@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv.kernels import triton as rows  # noqa: E402
 from fastconv.kernels.triton import configure  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
-from fastconv.testing import inputs  # noqa: E402
+from fastconv.testing import blank  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-INDEX = {"u8": torch.uint8, "i64": torch.int64}
 MOST_REGISTERS = 255  # of a thread
 
 # Kernel -> problems that reach each of its default code paths: dtypes, layouts, few channels, strides, epilogues.
@@ -56,6 +54,15 @@ DEFAULTS = {
         "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
         "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
     ),
+    "conv2d/fprop_persistent1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_bias_relu",
+        "n32c128h28w30_k512r1s1_f16nhwc_bias_res_relu",
+        "n8c64h28w30_k256r1s1_tf32nhwc",
+    ),
+    "conv2d/dgrad_persistent1x1_triton": (
+        "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
+        "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
+    ),
     "conv2d/fprop_depthwise_triton": (
         "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
         "n8c96h28w30_k96r7s7_p3_g96_f32nchw",
@@ -85,33 +92,6 @@ DEFAULTS = {
 CASES = [(name, text) for name, problems in DEFAULTS.items() for text in problems]
 
 
-def operands(problem: Problem) -> dict[str, torch.Tensor]:
-    """Tensors without storage; filters are channels_last, as in a channels_last model."""
-    shapes, format = inputs.shapes(problem), inputs.memory_format(problem)
-
-    def tensor(name: str, dtype: torch.dtype = inputs.DTYPES[problem.dtype]) -> torch.Tensor:
-        layout = torch.channels_last if name == "w" else format
-        return torch.empty(shapes[name], dtype=dtype, device="meta").contiguous(memory_format=layout)
-
-    if problem.is_norm:
-        names = ("x", "residual") if problem.residual else ("x",) if problem.pass_ == "fprop" else ("x", "y")
-        tensors = {name: tensor("x") for name in names}
-        given = ("w", "bias", "mean", "variance") if problem.pass_ == "fprop" else ("mean", "variance")
-        tensors |= {name: torch.empty(problem.c, device="meta") for name in given}
-        return tensors | ({} if problem.pass_ == "wgrad" else {"stats": torch.empty(2, problem.c, device="meta")})
-    if problem.is_conv:
-        tensors = {name: tensor(name) for name in inputs.operand_names(problem)}
-        if problem.bias:
-            tensors["bias"] = torch.empty(shapes[inputs.written(problem)][1], dtype=tensor("x").dtype, device="meta")
-        if problem.residual:
-            tensors["residual"] = tensor(inputs.written(problem))
-        return tensors
-    tensors = {"x": tensor("x")} if problem.pass_ == "fprop" else {"y": tensor("y")}
-    if problem.index != "none":
-        tensors["index"] = tensor("x" if problem.op == "unpool2d" else "y", INDEX[problem.index])
-    return tensors
-
-
 @dataclass(frozen=True)
 class Facts:
     """Of one compiled kernel. registers: of a thread. spilled: bytes of stack and local memory. shared: bytes."""
@@ -136,7 +116,7 @@ def facts(compiled, folder: Path) -> Facts:
 def launches(name: str, problem: Problem, architecture: int) -> list:
     kernel = next(row for row in rows.rows() if row.name == name)
     assert kernel.refuses(problem) is None
-    return rows.load(rows.file_of(kernel)).plan(problem, architecture=architecture, **operands(problem))[1]
+    return rows.load(rows.file_of(kernel)).plan(problem, architecture=architecture, **blank.operands(problem))[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,6 +144,8 @@ def test_defaults_compile_without_spills(name, text, architecture, tmp_path):
             assert "mma.sync" in found.ptx
         if dense and architecture == 100:
             assert "tcgen05.mma" in found.ptx
+        if "persistent" in name and architecture >= 90:
+            assert "cp.async.bulk.tensor" in found.ptx
         if problem.dtype == "f32":
             assert "tf32" not in found.ptx, "Products of float must be exact."
 
@@ -173,7 +155,8 @@ def test_sizes_of_one_compile(name):
     """Triton makes arguments that are 1 constants, which the interpreter does not; such kernels are others."""
     problem = Problem(DEFAULTS[name][0])
     filters = {"k": 1} if problem.is_conv else {}
-    for launch in launches(name, problem.replace(n=1, c=1, **filters), 90):
+    ones = {"n": 1} if "persistent" in name else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
+    for launch in launches(name, problem.replace(**ones), 90):
         assert launch.compile(90).asm["cubin"]
 
 

@@ -27,6 +27,8 @@ TABLE = (
     ("conv2d/wgrad_depthwise_triton", "conv2d", "wgrad", "dw_wgrad"),
     ("conv2d/fprop_gemm1x1_triton", "conv2d", "fprop", "conv_gemm1x1"),
     ("conv2d/dgrad_gemm1x1_triton", "conv2d", "dgrad", "conv_gemm1x1"),
+    ("conv2d/fprop_persistent1x1_triton", "conv2d", "fprop", "conv_persistent1x1"),
+    ("conv2d/dgrad_persistent1x1_triton", "conv2d", "dgrad", "conv_persistent1x1"),
     ("conv2d/fprop_igemm_triton", "conv2d", "fprop", "conv_fprop"),
     ("conv2d/dgrad_igemm_triton", "conv2d", "dgrad", "conv_dgrad"),
     ("conv2d/wgrad_splitk_triton", "conv2d", "wgrad", "conv_wgrad"),
@@ -49,7 +51,7 @@ TABLE = (
 def rows() -> list[Kernel]:
     """One row per line of the table, in its order."""
     return [
-        Kernel(name, op, pass_, DEVICES, partial(_refuses, file), partial(_run, file))
+        Kernel(name, op, pass_, DEVICES, partial(_refuses, file), partial(_run, name, file))
         for name, op, pass_, file in TABLE
     ]
 
@@ -82,9 +84,15 @@ def _refuses(file: str, problem: Problem) -> str | None:
     return missing() or load(file).refuses(problem)
 
 
-def _run(file: str, problem: Problem, *, threads: int = 0, **operands: Any) -> Tensor:
-    """Runs this kernel and no other; ``threads`` is for kernels of the CPU."""
-    result, launches = load(file).plan(problem, **operands)
+def _run(name: str, file: str, problem: Problem, *, threads: int = 0, **operands: Any) -> Tensor:
+    """Runs this kernel and no other, in the tile a search kept for its bucket or, without one, the model's;
+    ``threads`` is for kernels of the CPU.
+    """
+    from fastconv.kernels.triton import configure, tuned
+
+    device = next(operand.device for operand in operands.values() if isinstance(operand, Tensor))
+    with configure.using(configure.chosen() or tuned.tile(name, problem, device)):
+        result, launches = load(file).plan(problem, **operands)
     for launch in launches:
         launch()
     return result

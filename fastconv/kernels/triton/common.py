@@ -127,3 +127,44 @@ def finish(
         sums += widen(tl.load(residual + residual_offsets, mask=inside, other=0.0))
     y = activate(sums, alpha, ACTIVATION)
     tl.store(out + out_offsets, narrow(y, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def finish_map(
+    sums,
+    out,
+    bias,
+    residual,
+    image,
+    row,
+    column,
+    channel,
+    pixel_inside,
+    channel_inside,
+    height,
+    width,
+    channels,
+    out_channels,
+    alpha,
+    CHANNELS_LAST: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """``finish`` at the pixels (image, row, column) of a map of ``channels`` that lie in a buffer of out_channels."""
+    image, row, column, channels_of_row = image[:, None], row[:, None], column[:, None], channel[None, :]
+    finish(
+        sums,
+        out,
+        bias,
+        residual,
+        offsets(image, row, column, channels_of_row, height, width, out_channels, CHANNELS_LAST),
+        offsets(image, row, column, channels_of_row, height, width, channels, CHANNELS_LAST),
+        channel,
+        pixel_inside[:, None] & channel_inside[None, :],
+        channel_inside,
+        alpha,
+        BIAS,
+        RESIDUAL,
+        ACTIVATION,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -28,6 +29,7 @@ MOST_LIVE, MOST_LIVE_NUMBERED = 128, 64
 FMAS, SHARED_VALUES = 128, 32  # float products, and values from shared memory, a cycle and multiprocessor
 SUMS_OF_FOUR_WARPS = 128 * 64  # of a tile: larger ones are computed by eight
 LEAST_STEPS = 8  # of a filter gradient's piece: a shorter one spends its time on starting and storing
+MOST_OFFERED = 12  # tiles of a product, the model's best, that a search tries
 PARTIALS = 64 << 20  # bytes that the partial sums of a filter gradient may take
 
 
@@ -80,6 +82,46 @@ def forced(tile: Tile) -> Iterator[None]:
         _forced = before
 
 
+_chosen: ContextVar[Tile | None] = ContextVar("chosen", default=None)
+_offered: ContextVar[list[tuple[Tile, ...]] | None] = ContextVar("offered", default=None)
+
+
+@contextmanager
+def using(tile: Tile | None) -> Iterator[None]:
+    """Kernels planned inside the block, by this thread, take this tile where the model offers it for their problem: a
+    tile from a file can be slow, but not impossible. None leaves the choice to the model.
+    """
+    token = _chosen.set(tile)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def chosen() -> Tile | None:
+    """The tile of the :func:`using` block around the caller."""
+    return _chosen.get()
+
+
+@contextmanager
+def offers() -> Iterator[list[tuple[Tile, ...]]]:
+    """Notes which tiles the kernels planned inside the block could take, the model's own choice first."""
+    noted: list[tuple[Tile, ...]] = []
+    token = _offered.set(noted)
+    try:
+        yield noted
+    finally:
+        _offered.reset(token)
+
+
+def _pick(tiles: tuple[Tile, ...]) -> Tile:
+    """The forced tile, the chosen one where it is one of these, or the model's."""
+    if (noted := _offered.get()) is not None:
+        noted.append(tiles)
+    wanted = _chosen.get()
+    return _forced or (wanted if wanted in tiles else tiles[0])
+
+
 def machine(architecture: int) -> Machine:
     """The nearest machine the model knows that is not newer; the oldest one for anything older."""
     known = [number for number in MACHINES if number <= architecture]
@@ -102,13 +144,15 @@ def matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, channels:
     channels: of one tap, where the depth is taps and channels of an implicit product.
     """
     numbered = frozenset(depth for depth in DEPTHS if channels and flat(channels, depth))
-    return _forced or _matrix_tile(dtype, power(m), power(n), power(k), architecture, numbered)
+    tiles = _matrix_tiles(dtype, power(m), power(n), power(k), architecture, numbered)
+    return _pick(tiles)
 
 
 @lru_cache(maxsize=4096)
-def _matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Tile:
+def _matrix_tiles(dtype: str, m: int, n: int, k: int, architecture: int, numbered: frozenset[int]) -> tuple[Tile, ...]:
+    """The best of the model, in its order."""
     candidates = _matrix_candidates(dtype, n, k, architecture, numbered)
-    return min(candidates, key=lambda tile: matrix_cycles(tile, dtype, m, n, k, architecture))
+    return tuple(sorted(candidates, key=lambda tile: matrix_cycles(tile, dtype, m, n, k, architecture))[:MOST_OFFERED])
 
 
 def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: frozenset[int]) -> Iterator[Tile]:
@@ -194,8 +238,11 @@ def map_tile(dtype: str, pixels: int, channels: int, channels_last: bool, elemen
 
     elements: what a block holds at once, so that the registers of every value a kernel keeps fit.
     """
-    if _forced:
-        return _forced
+    sizes = (elements, elements // 2, elements * 2)
+    return _pick(tuple(dict.fromkeys(_map_tile(dtype, pixels, channels, channels_last, size) for size in sizes)))
+
+
+def _map_tile(dtype: str, pixels: int, channels: int, channels_last: bool, elements: int) -> Tile:
     if channels_last:
         columns = min(power(channels), 16 * VECTOR // SIZE[dtype], elements)
         return Tile(max(1, min(elements // columns, power(pixels))), columns, 1)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import finish, image_row_column, offsets, phase_taps
+from fastconv.kernels.triton.common import finish_map, image_row_column, phase_taps
 from fastconv.kernels.triton.igemm import accumulate
 from fastconv.kernels.triton.launch import (
     SIZES,
@@ -136,23 +136,23 @@ def kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    lines, h, v, all_channels = (
-        image[:, None],
-        (phase_h + i * STRIDE_H)[:, None],
-        (phase_w + j * STRIDE_W)[:, None],
-        channel[None, :],
-    )
-    finish(
+    finish_map(
         sums,
         out,
         bias,
         residual,
-        offsets(lines, h, v, all_channels, height, width, out_channels, CHANNELS_LAST),
-        offsets(lines, h, v, all_channels, height, width, channels * groups, CHANNELS_LAST),
+        image,
+        phase_h + i * STRIDE_H,
+        phase_w + j * STRIDE_W,
         channel,
-        pixel_inside[:, None] & column_inside[None, :],
+        pixel_inside,
         column_inside,
+        height,
+        width,
+        channels * groups,
+        out_channels,
         alpha,
+        CHANNELS_LAST,
         BIAS,
         RESIDUAL,
         ACTIVATION,

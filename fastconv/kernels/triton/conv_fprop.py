@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import finish, image_row_column, offsets
+from fastconv.kernels.triton.common import finish_map, image_row_column
 from fastconv.kernels.triton.igemm import accumulate
 from fastconv.kernels.triton.launch import (
     SIZES,
@@ -118,18 +118,23 @@ def kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    rows, lines, columns, filters_of_all = image[:, None], p[:, None], q[:, None], channel[None, :]
-    finish(
+    finish_map(
         sums,
         out,
         bias,
         residual,
-        offsets(rows, lines, columns, filters_of_all, out_height, out_width, out_channels, CHANNELS_LAST),
-        offsets(rows, lines, columns, filters_of_all, out_height, out_width, filters * groups, CHANNELS_LAST),
+        image,
+        p,
+        q,
         channel,
-        pixel_inside[:, None] & filter_inside[None, :],
+        pixel_inside,
         filter_inside,
+        out_height,
+        out_width,
+        filters * groups,
+        out_channels,
         alpha,
+        CHANNELS_LAST,
         BIAS,
         RESIDUAL,
         ACTIVATION,

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import finish, image_row_column, offsets, phase_taps, widen
+from fastconv.kernels.triton.common import finish_map, image_row_column, offsets, phase_taps, widen
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
@@ -115,8 +115,8 @@ def kernel(
                 taps = channel.to(tl.int64) * w_k + r * w_r + s * w_s
                 weight = tl.load(w + taps, mask=channel_inside, other=0.0)
                 sums += widen(x) * widen(weight)[None, :]
-        h = i[:, None]
-        v = j[:, None]
+        rows_written = i
+        columns_written = j
         heights = out_height
         widths = out_width
     else:
@@ -145,21 +145,27 @@ def kernel(
                     taps = filter.to(tl.int64) * w_k + r * w_r + s * w_s
                     weight = tl.load(w + taps, mask=channel_inside, other=0.0)
                     sums += widen(dy) * widen(weight)[None, :]
-        h = (phase_h + i * STRIDE_H)[:, None]
-        v = (phase_w + j * STRIDE_W)[:, None]
+        rows_written = phase_h + i * STRIDE_H
+        columns_written = phase_w + j * STRIDE_W
         heights = height
         widths = width
-    finish(
+    finish_map(
         sums,
         out,
         bias,
         residual,
-        offsets(image[:, None], h, v, channel[None, :], heights, widths, out_channels, CHANNELS_LAST),
-        offsets(image[:, None], h, v, channel[None, :], heights, widths, written_channels, CHANNELS_LAST),
+        image,
+        rows_written,
+        columns_written,
         channel,
-        pixel_inside[:, None] & channel_inside[None, :],
+        pixel_inside,
         channel_inside,
+        heights,
+        widths,
+        written_channels,
+        out_channels,
         alpha,
+        CHANNELS_LAST,
         BIAS,
         RESIDUAL,
         ACTIVATION,

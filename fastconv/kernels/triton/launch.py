@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ from fastconv.problem import Problem
 SIZES = ("images", "height", "width", "out_height", "out_width", "pad_h", "pad_w", "groups", "alpha")
 INTERPRETED_ARCHITECTURE = 90  # whose tiles the interpreter runs
 MOST_BLOCKS = 2**31 - 1
+_capturing = threading.Lock()  # Triton's hook is one for all threads
 WARP_SIZE = 32
 
 
@@ -36,8 +39,31 @@ class Launch:
         device = next(t.device for t in self.arguments.values() if isinstance(t, Tensor))
         if 0 in self.grid:
             return
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), self._compiles(device):
             self.kernel[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+
+    @contextmanager
+    def _compiles(self, device: torch.device) -> Iterator[None]:
+        """Lets Triton compile the kernel, but not while a CUDA graph is captured: its time and its calls of the driver
+        do not belong there. RuntimeError then, unless an earlier call has compiled it.
+        """
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            yield
+            return
+
+        def refuse(**_: Any) -> None:
+            name = self.kernel.__module__.rsplit(".", 1)[-1]
+            raise RuntimeError(
+                f"The Triton kernel {name} is not compiled yet for these arguments while a CUDA graph is captured: "
+                "run the same call once before the capture."
+            )
+
+        with _capturing:
+            before, triton.knobs.runtime.jit_cache_hook = triton.knobs.runtime.jit_cache_hook, refuse
+            try:
+                yield
+            finally:
+                triton.knobs.runtime.jit_cache_hook = before
 
     def compile(self, architecture: int) -> Any:
         """Triton's CompiledKernel for ``architecture`` (90: sm_90), specialised as a run with these arguments would be.

@@ -10,7 +10,7 @@ import torch
 from fastconv.kernels import triton as rows
 from fastconv.kernels.triton import configure
 from fastconv.problem import Problem
-from fastconv.testing import corpus, fuzz, inputs
+from fastconv.testing import corpus, fuzz, guard, inputs
 from fastconv.testing.check import check_conv, run_guarded
 
 from .tiles import small_tile
@@ -22,6 +22,21 @@ PROBLEMS = 10  # of the edge corpus, of each kernel in the ordinary run
 RANDOM = 100  # of each kernel in the full run
 MAX_FLOPS, MAX_PIXELS = 3e5, 500  # of the ordinary run
 FULL_FLOPS = 1.5e6
+
+# Products of whole rows of 16 bytes, for kernels that copy by descriptor: tails of pixels, columns and depth, several
+# tiles for a block, residuals and slices.
+ALIGNED = (
+    "n2c16h6w5_k24r1s1_bf16nhwc_bias_res_relu",
+    "n3c40h5w7_k56r1s1_f16nhwc_bias_silu",
+    "n1c8h9w11_k8r1s1_f16nhwc",
+    "n2c24h3w17_k40r1s1_bf16nhwc_relu6_out8of64",
+    "n1c72h7w5_k16r1s1_f16nhwc_bias_res_gelu",
+    "n2c32h8w9_k48r1s1_f16nhwc_relu",
+    "n1c48h13w4_k72r1s1_bf16nhwc_out3of100",
+    "n5c16h3w4_k32r1s1_f16nhwc_bias",
+    "n1c24h5w9_k24r1s1_bf16nhwc_res_relu",
+    "n2c16h5w3_k24r1s1_f16nhwc_res_relu_out2of40",
+)
 
 # What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
 # shares a divisor with the stride, several groups, few channels and many, padding on one side, a slice, a multiplier.
@@ -39,6 +54,7 @@ CORNERS = (
     "n1c16h5w4_k20r1s1_u2x3_f32nchw_sigmoid",
     "n1c18h5w4_k20r1s1_f32nhwc_bias_out3of29",
     "n1c5h6w7_k6r3s2_p1_f16nchw_out2of9",
+    *ALIGNED,
 )
 
 
@@ -75,6 +91,8 @@ def sample(kernel) -> list[Problem]:
 def check(kernel, problem: Problem, number: int, integer: bool) -> None:
     """One check with a small tile; its message names everything that repeats it."""
     tile = small_tile(problem, number)
+    # Off alignment a persistent kernel hands over to another one.
+    offset = number % 2 * 8 if "persistent" in kernel.name else number % 16
     try:
         with configure.forced(tile):
             check_conv(
@@ -82,7 +100,7 @@ def check(kernel, problem: Problem, number: int, integer: bool) -> None:
                 problem,
                 seed=number,
                 integer=integer,
-                offset=number % 16,
+                offset=offset,
                 weight_channels_last=bool(number % 2),
                 weight_gap=(0, 0, 1)[number % 3],
             )
@@ -105,6 +123,18 @@ def test_default_tiles_agree_too(kernel):
     problem = next(p for p in sample(kernel) if p.dtype == "f16")
     check_conv(kernel, problem.replace(dtype="f32"))
     check_conv(kernel, problem, integer=False)
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if "persistent" in k.name], ids=lambda k: k.name)
+def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
+    problem = of_pass(Problem(ALIGNED[0]), kernel.pass_)
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    file = rows.load(rows.file_of(kernel))
+    first = "x" if kernel.pass_ == "fprop" else "y"
+    shifted = guard.guarded(operands[first], offset=1)
+    taken, handed = (file.plan(problem, **operands | {first: t})[1][0].kernel for t in (operands[first], shifted))
+    assert (taken is file.kernel, handed is file.kernel) == (True, False)
+    assert file.plan(problem, **operands, architecture=80)[1][0].kernel is not file.kernel
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)

@@ -1,0 +1,132 @@
+"""What is compiled, and when: alike shapes share a kernel, processes what was compiled; a capture compiles nothing.
+
+Triton's own binder specialises the arguments and its own cache on disk is asked; its listener says which of the
+compilations were found there.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from fastconv import registry  # noqa: E402
+from fastconv.kernels import triton as rows  # noqa: E402
+from fastconv.kernels.triton import launch as launching  # noqa: E402
+from fastconv.problem import Problem  # noqa: E402
+from fastconv.testing import blank  # noqa: E402
+
+ARCHITECTURE = 90
+# Shapes of one bucket each: other images, heights, widths and channels.
+BUCKETS = {
+    "conv2d/fprop_igemm_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc",
+        "n31c128h29w28_k128r3s3_p1x0_bf16nhwc",
+        "n7c128h57w64_k128r3s3_p1_bf16nhwc",
+    ),
+    "conv2d/dgrad_gemm1x1_triton": ("n8c64h28w30_k64r1s1_f16nhwc_dgrad", "n9c64h27w29_k64r1s1_f16nhwc_dgrad"),
+    "conv2d/wgrad_splitk_triton": ("n8c64h28w30_k64r3s3_p1_f16nhwc_wgrad", "n9c64h27w29_k64r3s3_p1_f16nhwc_wgrad"),
+    "batchnorm2d/fprop_direct_triton": (
+        "batchnorm2d_n8c64h28w30_f16nhwc_train_relu",
+        "batchnorm2d_n9c64h27w29_f16nhwc_train_relu",
+    ),
+    "maxpool2d/fprop_window_triton": (
+        "maxpool2d_n8c64h28w30_r3s3_u2_p1_f16nhwc_indexu8",
+        "maxpool2d_n9c64h27w29_r3s3_u2_p1_f16nhwc_indexu8",
+    ),
+}
+
+
+def launches(name: str, text: str) -> list:
+    problem = Problem(text)
+    file = rows.load(rows.file_of(registry.kernel(name)))
+    return file.plan(problem, architecture=ARCHITECTURE, **blank.operands(problem))[1]
+
+
+@contextmanager
+def compiled(folder) -> Iterator[list[str]]:
+    """Names of the kernels that were compiled inside the block and were not in the cache of that folder."""
+    anew: list[str] = []
+
+    def listener(*, src, cache_hit, **_) -> None:
+        if not cache_hit:
+            anew.append(src.name)
+
+    with triton.knobs.cache.scope(), triton.knobs.compilation.scope():
+        triton.knobs.cache.dir = str(folder)
+        triton.knobs.compilation.listener = listener
+        yield anew
+
+
+@pytest.mark.parametrize("name", BUCKETS)
+def test_shapes_of_a_bucket_share_their_kernels(name, tmp_path):
+    first, *others = BUCKETS[name]
+    with compiled(tmp_path) as anew:
+        for launch in launches(name, first):
+            launch.compile(ARCHITECTURE)
+        assert anew
+        anew.clear()
+        for text in others:
+            for launch in launches(name, text):
+                launch.compile(ARCHITECTURE)
+        assert anew == []
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    text = BUCKETS["conv2d/dgrad_gemm1x1_triton"]
+    script = (
+        "from tests.triton.test_compilations import *\n"
+        f"with compiled({str(tmp_path)!r}) as anew:\n"
+        f"    [launch.compile(90) for launch in launches('conv2d/dgrad_gemm1x1_triton', sys.argv[1])]\n"
+        "print(len(anew))"
+    )
+    done = [
+        subprocess.run([sys.executable, "-c", script, shape], capture_output=True, text=True, check=True).stdout.strip()
+        for shape in text
+    ]
+    assert done == ["1", "0"]
+
+
+class FakeDriver:
+    """Of a GPU that is not there: what Triton asks before it compiles, under a number no other test uses."""
+
+    def get_current_device(self) -> int:
+        return 77
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", ARCHITECTURE, launching.WARP_SIZE)
+
+
+def test_nothing_is_compiled_while_a_graph_is_captured(tmp_path, monkeypatch):
+    """A kernel that an earlier call compiled runs; another is refused, and nothing is compiled for it."""
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
+    cold, warm = (launches(name, BUCKETS[name][0])[0] for name in list(BUCKETS)[3:])
+
+    def start(launch) -> None:
+        with launch._compiles(torch.device("cuda")):
+            launch.kernel.warmup(grid=launch.grid, num_warps=launch.warps, num_stages=launch.stages, **launch.arguments)
+
+    with compiled(tmp_path) as anew:
+        start(warm)
+        assert len(anew) == 1
+        capturing = True
+        start(warm)
+        with pytest.raises(RuntimeError, match=r"norm_fprop is not compiled yet .* run the same call once before"):
+            start(cold)
+        assert len(anew) == 1
+        capturing = False
+        start(cold)
+        assert len(anew) == 2
