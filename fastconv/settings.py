@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -160,3 +161,10 @@ def _check_patterns(patterns: str) -> None:
     for pattern in patterns.split(","):
         if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in names):
             raise ValueError(f"config: no kernel matches {pattern!r}; 'fastconv doctor' lists the kernels.")
+
+
+def cache_folder() -> Path:
+    """Where the library keeps files of this user: what has been measured on this machine."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # As the directory's specification says, a relative path does not count.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fastconv"

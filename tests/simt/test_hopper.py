@@ -41,7 +41,7 @@ RANDOM_FLOPS, LARGEST_BYTES = 2e5, 2e6
 
 
 def kernel_of(problem: Problem):
-    return emulator.kernel(f"conv2d/{problem.pass_}_igemm_sm90")
+    return emulator.kernel(f"conv2d/{problem.pass_}_igemm_sm90a")
 
 
 @pytest.mark.parametrize("text", PROBLEMS)

@@ -9,7 +9,7 @@
 #include "core/types.h"
 #include "cuda/kernel.h"
 
-// Where wgmma exists. Kernels of target sm90 have no body elsewhere; no other device may run them.
+// Where wgmma exists. Kernels of target sm90a have no body elsewhere; no other device may run them.
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FASTCONV_SM90A 1
 #else

@@ -284,7 +284,7 @@ void run(const Problem& p, const Args& args, Stream stream) {
 
 }  // namespace
 
-extern const GpuKernelBody conv2d_fprop_igemm_sm90{refuses, workspace, run};
-extern const GpuKernelBody conv2d_dgrad_igemm_sm90{refuses, workspace, run};
+extern const GpuKernelBody conv2d_fprop_igemm_sm90a{refuses, workspace, run};
+extern const GpuKernelBody conv2d_dgrad_igemm_sm90a{refuses, workspace, run};
 
 }  // namespace fastconv::FASTCONV_GPU

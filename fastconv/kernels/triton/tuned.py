@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from fastconv import settings
 from fastconv.kernels.triton.configure import Tile, power
 from fastconv.problem import Problem
 
@@ -40,9 +41,7 @@ class Damaged(ValueError):
 
 def path() -> Path:
     """The user's file."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # As the directory's specification says, a relative path does not count.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fastconv" / "tiles.json"
+    return settings.cache_folder() / "tiles.json"
 
 
 def bucket(kernel: str, problem: Problem) -> str:
