@@ -185,6 +185,7 @@ def test_another_dtype_inside(detector):
     with torch.no_grad():
         for y, e in zip(plan(x).values(), detector(x).values(), strict=True):
             torch.testing.assert_close(y, e, rtol=5e-2, atol=5e-2)
+    assert all("bf16" in problem for stage in plan.timings(x) for problem in stage.problems)
 
 
 def test_a_module_in_two_places_is_one_plan():

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import fastconv
 from fastconv.graph import load_plan, optimize
+from fastconv.kernels.aten_map import takes_torch_s_pixels
 from tests.graph import networks
 
 # Of float32 results: their own rounding, and that of the folded weights, along a few layers.
@@ -368,7 +369,7 @@ class TestCallsLikeTheLast:
     )
     def test_other_inputs(self, made, other):
         plan, model, x = made
-        for value in (other(x), x, other(x)):
+        for value in (other(x), other(x), x, other(x)):
             torch.testing.assert_close(plan(value), model(value).detach(), rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -418,3 +419,13 @@ class TestCallsLikeTheLast:
         finally:
             torch.set_num_threads(threads)
         assert len(unit.programs) == 3
+
+
+def test_nearest_pixels_that_torch_s_rounding_picks_stay_its_own():
+    """Where its float arithmetic leads to other pixels than whole numbers do."""
+    size, out = next((s, o) for s in range(2, 64) for o in range(s, 130) if not takes_torch_s_pixels(s, o))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(size=(out, out)), nn.Conv2d(4, 2, 1)).eval()
+    x = torch.randn(1, 3, size, size)
+    plan = optimize(model, x)
+    assert list(plan.report.left) == ["aten.upsample_nearest2d.vec"]
+    torch.testing.assert_close(plan(x), model(x).detach(), rtol=1e-5, atol=1e-5)
