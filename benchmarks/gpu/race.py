@@ -4,7 +4,8 @@ algorithms), each checked against float32 arithmetic before it is timed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,9 +23,16 @@ DEVICE = "cuda"
 FARTHEST = {"f32": 2e-5, "tf32": 3e-3, "f16": 3e-3, "bf16": 2e-2}
 
 
-def precise(allow: bool) -> None:
-    """Whether PyTorch may multiply float32 as tf32."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow
+@contextmanager
+def pytorch(tf32: bool) -> Iterator[None]:
+    """PyTorch at its best: cuDNN's kernels by search. tf32: whether it may multiply float32 so."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def operands(problem: Problem, count: int) -> list[dict[str, Tensor]]:
@@ -89,9 +97,9 @@ def torchs(problem: Problem, tensors: dict[str, Tensor]) -> Callable[[], object]
 
 def exact(problem: Problem, tensors: dict[str, Tensor]) -> Tensor:
     """PyTorch's result in float32, without tf32."""
-    precise(False)
     wide = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    result = torchs(problem.replace(dtype="f32"), wide)()
+    with pytorch(tf32=False):
+        result = torchs(problem.replace(dtype="f32"), wide)()
     return result if isinstance(result, Tensor) else next(t for t in result if t is not None)
 
 
@@ -113,35 +121,34 @@ def distance(result: object, expected: Tensor) -> float:
 
 def race(problem: Problem) -> dict:
     """Times of all, by name, in microseconds; the reason where one was refused or wrong."""
-    torch.backends.cudnn.benchmark = True
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
     sets = operands(problem, clock.sets_needed(problem.bytes, l2))
-    expected = exact(problem, sets[0])
-    precise(problem.dtype == "tf32")
-    rows, wrong = {}, []
-    entrants = [(PEER, None), *((k.name, k) for k in plan.kernels() if k.computes(problem))]
-    for name, kernel in entrants:
-        if kernel is not None and (reason := kernel.refuses(problem)):
-            rows[name] = {"refused": reason}
-            continue
-        calls = [torchs(problem, t) if kernel is None else ours(kernel, problem, t) for t in sets]
-        far = distance(calls[0](), expected)
-        if not far <= FARTHEST[problem.dtype]:
-            rows[name] = {"wrong": f"Its result is {far:.3g} of the result's norm away from float32's."}
-            wrong.append(name)
-            continue
-        rows[name] = clock.as_dict(clock.seconds(calls)) | {"distance": far}
+    expected, rows = exact(problem, sets[0]), {}
+    with pytorch(tf32=problem.dtype == "tf32"):
+        for name, kernel in [(PEER, None), *((k.name, k) for k in plan.kernels() if k.computes(problem))]:
+            rows[name] = _standing(problem, kernel, sets, expected)
+    wrong = [name for name, row in rows.items() if "wrong" in row]
     found = {"outcome": "wrong" if wrong else "ok", "rows": rows, "flops": problem.flops, "bytes": problem.bytes}
     return found | ({"reason": f"Wrong: {', '.join(wrong)}."} if wrong else {})
 
 
+def _standing(problem: Problem, kernel: Kernel | None, sets: list[dict[str, Tensor]], expected: Tensor) -> dict:
+    """One entrant's times, or why it has none; None is PyTorch."""
+    if kernel is not None and (reason := kernel.refuses(problem)):
+        return {"refused": reason}
+    calls = [torchs(problem, t) if kernel is None else ours(kernel, problem, t) for t in sets]
+    far = distance(calls[0](), expected)
+    if not far <= FARTHEST[problem.dtype]:
+        return {"wrong": f"Its result is {far:.3g} of the result's norm away from float32's."}
+    return clock.as_dict(clock.seconds(calls)) | {"distance": far}
+
+
 def compiled(problem: Problem) -> dict:
     """What torch.compile makes of PyTorch's call, when it may try everything."""
-    torch.backends.cudnn.benchmark = True
-    precise(problem.dtype == "tf32")
     sets = operands(problem, clock.sets_needed(problem.bytes, torch.cuda.get_device_properties(0).L2_cache_size))
     function = torch.compile(_called(problem), mode="max-autotune-no-cudagraphs", dynamic=False)
-    timing = clock.seconds([lambda t=t: function(t) for t in sets])
+    with pytorch(tf32=problem.dtype == "tf32"):
+        timing = clock.seconds([lambda t=t: function(t) for t in sets])
     return {"outcome": "ok", "rows": {"torch.compile": clock.as_dict(timing)}}
 
 

@@ -84,6 +84,15 @@ def test_places_of_maxima_are_numbered_as_the_kernels_do(emulated):
     assert torch.equal(race.places(problem, x), index)
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_pytorch_s_switches_are_put_back(tf32):
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [s.allow_tf32 for s in switches]
+    with race.pytorch(tf32=tf32):
+        assert [s.allow_tf32 for s in switches] == [tf32, tf32] and torch.backends.cudnn.benchmark
+    assert [s.allow_tf32 for s in switches] == before
+
+
 def test_what_is_compiled_is_what_is_raced(emulated):
     for text in plan.HEADLINES:
         problem = shrunk(text)
