@@ -76,21 +76,25 @@ def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: st
     """
     tile, reach = TILE[algorithm], 2
     source, filter, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
+    steps = [axis.dilation for axis in axes]  # from pixel to pixel of a tile
     lows = [axis.pad_lo for axis in axes]
     sizes = [(axis.size, axis.out) for axis in axes]
     if problem.pass_ == "dgrad":
         filter = filter.flip(2, 3).transpose(0, 1)
-        lows = [reach - low for low in lows]
+        lows = [reach * step - low for low, step in zip(lows, steps, strict=True)]
         sizes = [(out, size) for size, out in sizes]
     if problem.pass_ == "wgrad":
         source, filter = source.transpose(0, 1), filter.transpose(0, 1)
     pads = []
-    for low, (size, written) in zip(lows, sizes, strict=True):
-        pads += [low + tile - 1, written - size + reach - low + tile - 1]
-    sums = F.conv2d(F.pad(source, pads), filter)
+    for low, step, (size, written) in zip(lows, steps, sizes, strict=True):
+        past = (tile - 1) * step
+        pads += [low + past, written - size + reach * step - low + past]
+    down, across = reversed(steps)
     if problem.pass_ == "wgrad":
+        sums = F.conv2d(F.pad(source, pads), filter, stride=(down, across))
         return sums.amax((2, 3), keepdim=True).expand(-1, -1, reach + 1, reach + 1).transpose(0, 1)
-    return F.max_pool2d(sums, 2 * tile - 1, stride=1)
+    sums = F.conv2d(F.pad(source, pads), filter, dilation=(down, across))
+    return F.max_pool2d(sums, 2 * tile - 1, stride=1, dilation=(down, across))
 
 
 def storage(dtype: str) -> float:

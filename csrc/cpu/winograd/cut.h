@@ -37,23 +37,34 @@ inline std::string refuses(const Problem& p) {
     return differs("filter", p.h.window, p.w.window, "the transforms are for 3x3.");
   if (p.h.stride != 1 || p.w.stride != 1)
     return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
-  if (p.h.dilation != 1 || p.w.dilation != 1)
-    return differs("dilation", p.h.dilation, p.w.dilation, "the taps must be neighbours.");
   if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
   return {};
 }
 
-// One spatial axis of the pass: fprop reads x from -pad on, dgrad reads dy through the flipped filter.
+// One spatial axis of the pass: fprop reads x from -pad on, dgrad reads dy through the flipped filter. Dilated by d, it
+// is d axes of taps that are neighbours: every d-th row from one of the first d on. They have a line of tiles each.
 struct AxisTiles {
   int64_t source, written;
-  int64_t origin;  // source position of the first tile's first row
-  int64_t tiles;
+  int64_t origin;    // source position of the first tile's first row
+  int64_t dilation;  // from row to row of a tile
+  int64_t step;      // from tile to tile of a line
+  int64_t line;      // tiles of one
+  int64_t tiles;     // of all
 
   AxisTiles(const Axis& a, bool dgrad, int64_t outputs)
       : source(dgrad ? a.out : a.in),
         written(dgrad ? a.in : a.out),
-        origin(dgrad ? a.pad_lo - (filter_size - 1) : -a.pad_lo),
-        tiles(divide_up(written, outputs)) {}
+        origin(dgrad ? a.pad_lo - (filter_size - 1) * a.dilation : -a.pad_lo),
+        dilation(a.dilation),
+        step(outputs * dilation),
+        line(divide_up(written, step)),
+        tiles(line * std::min(dilation, written)) {}
+
+  // The first row that a tile writes, and how many of `outputs` there are.
+  int64_t first(int64_t tile) const { return tile / line + tile % line * step; }
+  int64_t rows(int64_t first, int64_t outputs) const {
+    return std::clamp<int64_t>(divide_up(written - first, dilation), 0, outputs);
+  }
 
   // dy as the filter gradient reads it: every output in one tile.
   static AxisTiles of_gradient(const Axis& a, int64_t outputs) {

@@ -24,21 +24,21 @@ int64_t spread(int64_t count) {
 // Neighbouring tiles of one row of tiles.
 struct Run {
   int64_t tile, count;  // the first of all, and how many
-  int64_t n, i, j;      // image, and where the first stands among its tiles
+  int64_t n, y, x;      // image, and the first pixel that the first one writes
 };
 
-// The tiles of all images, `down` x `across` of them each.
+// The tiles of all images.
 struct Tiling {
-  int64_t down, across;
+  AxisTiles h, w;
 
   Run run(int64_t first, int64_t last) const {
-    const int64_t row = first / across;
-    return {first, last - first, row / down, row % down, first % across};
+    const int64_t row = first / w.tiles;
+    return {first, last - first, row / h.tiles, h.first(row % h.tiles), w.first(first % w.tiles)};
   }
   template <class F>
   void each_run(int64_t first, int64_t last, F&& f) const {
     for (int64_t t = first; t < last;) {
-      const int64_t end = std::min({last, t + run_tiles, (t / across + 1) * across});
+      const int64_t end = std::min({last, t + run_tiles, (t / w.line + 1) * w.line});
       f(run(t, end));
       t = end;
     }
@@ -61,7 +61,7 @@ class Squares {
   using A = arithmetic<T>;
 
  public:
-  // Tiles lie `step` pixels apart; h and w say where the first one starts. zeros: channels of them.
+  // Tiles lie `step` pixels of a line apart; h and w say where the first one starts. zeros: channels of them.
   Squares(const T* map, Layout layout, int64_t channels, const AxisTiles& h, const AxisTiles& w, int64_t step,
           const A* zeros)
       : map_(map),
@@ -82,26 +82,36 @@ class Squares {
   // tiles lie tile_step apart there, frequencies frequency_step, and zeros fill the last register.
   void transform(const Run& run, int64_t first, int64_t count, const SquareScratch<Step, A>& scratch, A* out,
                  int64_t tile_step, int64_t frequency_step) const {
-    const int64_t y = run.i * step_ + h_.origin, x = run.j * step_ + w_.origin;
+    const int64_t y = run.y + h_.origin, x = run.x + w_.origin;
     if (!planes_) {
       const int64_t row = w_.source * channels_;
       const T* corner = map_ + (run.n * h_.source + y) * row + x * channels_ + first;
-      return squares(run, y, x, corner, row, channels_, count, scratch, out, tile_step, frequency_step);
+      return squares(run, y, x, corner, h_.dilation * row, w_.dilation * channels_, count, scratch, out, tile_step,
+                     frequency_step);
     }
     const int64_t pixels = (run_tiles - 1) * step_ + Step::from;
-    const int64_t left = std::max<int64_t>(x, 0);
-    const int64_t right = std::min(x + (run.count - 1) * step_ + Step::from, w_.source);
-    for (int64_t i = 0; i < Step::from; ++i)
-      if (y + i >= 0 && y + i < h_.source && left < right)
-        fastconv::FASTCONV_ISA::transpose(map_ + ((run.n * channels_ + first) * h_.source + y + i) * w_.source + left,
-                                          h_.source * w_.source, count, right - left,
-                                          scratch.stage + (i * pixels + left - x) * stage_row_, stage_row_);
+    for (int64_t i = 0, row = y; i < Step::from; ++i, row += h_.dilation)
+      if (row >= 0 && row < h_.source)
+        stage(map_ + ((run.n * channels_ + first) * h_.source + row) * w_.source, x,
+              (run.count - 1) * step_ + Step::from, count, scratch.stage + i * pixels * stage_row_);
     squares(run, y, x, static_cast<const A*>(scratch.stage), pixels * stage_row_, stage_row_, count, scratch, out,
             tile_step, frequency_step);
   }
 
  private:
   static int64_t stage_row(int64_t channels) { return spread<A>(std::min(channels, depth_chunk)); }
+
+  // Of `count` planes from `row` on, pixels x, x + dilation, ... of a row as `out`[pixel][channel], where inside.
+  void stage(const T* row, int64_t x, int64_t pixels, int64_t count, A* out) const {
+    const int64_t plane = h_.source * w_.source, step = w_.dilation;
+    const int64_t begin = x < 0 ? divide_up(-x, step) : 0, end = std::min(pixels, divide_up(w_.source - x, step));
+    if (begin >= end) return;
+    if (step == 1)
+      return fastconv::FASTCONV_ISA::transpose(row + x + begin, plane, count, end - begin, out + begin * stage_row_,
+                                               stage_row_);
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t i = begin; i < end; ++i) out[i * stage_row_ + c] = widen(row[c * plane + x + i * step]);
+  }
 
   // `corner` is where the first pixel of the first tile lies, or would lie; `row` and `pixel_step` lead to its
   // neighbours.
@@ -110,12 +120,13 @@ class Squares {
                const SquareScratch<Step, A>& scratch, A* out, int64_t tile_step, int64_t frequency_step) const {
     const S** pixel = reinterpret_cast<const S**>(scratch.pixel);
     const S* zeros = reinterpret_cast<const S*>(zeros_);
-    for (int64_t t = 0; t < run.count; ++t, x += step_, corner += step_ * pixel_step) {
+    const auto inside = [](int64_t at, const AxisTiles& a) { return at >= 0 && at < a.source; };
+    for (int64_t t = 0; t < run.count; ++t, x += step_ * w_.dilation, corner += step_ * pixel_step) {
       for (int64_t i = 0; i < Step::from; ++i)
-        for (int64_t j = 0; j < Step::from; ++j) {
-          const bool inside = y + i >= 0 && y + i < h_.source && x + j >= 0 && x + j < w_.source;
-          pixel[i * Step::from + j] = inside ? corner + i * row + j * pixel_step : zeros;
-        }
+        for (int64_t j = 0; j < Step::from; ++j)
+          pixel[i * Step::from + j] = inside(y + i * h_.dilation, h_) && inside(x + j * w_.dilation, w_)
+                                          ? corner + i * row + j * pixel_step
+                                          : zeros;
       if (!planes_) fetch(corner + Step::from * pixel_step, row, pixel_step, count);
       transform_square<Step>(pixel, count, out + t * tile_step, frequency_step);
     }
@@ -134,7 +145,7 @@ class Squares {
   bool planes_;
   int64_t channels_;
   AxisTiles h_, w_;
-  int64_t step_;       // pixels from one tile to the next
+  int64_t step_;       // pixels of a line from one tile to the next
   int64_t stage_row_;  // channels of a staged pixel
   const A* zeros_;
 };

@@ -123,7 +123,7 @@ class WinogradGradient {
         args_(args),
         parallel_(parallel),
         s_(p, parallel.threads()),
-        tiling_{s_.x_h.tiles, s_.x_w.tiles},
+        tiling_{s_.x_h, s_.x_w},
         arena_(args.workspace),
         work_(arena_, p, s_, parallel.threads()),
         x_(static_cast<const T*>(args.x), p.layout, p.c, s_.x_h, s_.x_w, P::outputs, work_.zeros),

@@ -69,7 +69,7 @@ class Winograd {
         s_(p, parallel.threads()),
         tail_(p, args),
         planes_(p.layout == Layout::nchw),
-        tiling_{s_.h.tiles, s_.w.tiles},
+        tiling_{s_.h, s_.w},
         arena_(args.workspace),
         work_(arena_, s_, parallel.threads()),
         filter_(p.packed ? static_cast<const A*>(args.packed) : work_.filter),
@@ -225,9 +225,7 @@ class Winograd {
   // Writes the channels of a panel of a run; the first tile's sums lie at m.
   [[gnu::flatten]] void output(const Own& mine, const Run& run, int64_t panel, const A* m) const {
     const int64_t first = panel * s_.width, count = std::min(s_.width, s_.columns - first);
-    const int64_t y0 = run.i * P::outputs, x0 = run.j * P::outputs;
-    const int64_t rows = std::min<int64_t>(P::outputs, s_.h.written - y0);
-    const int64_t cols = std::min(run.count * P::outputs, s_.w.written - x0);
+    const int64_t rows = s_.h.rows(run.y, P::outputs), cols = s_.w.rows(run.x, run.count * P::outputs);
     for (int64_t t = 0; t < run.count; ++t, m += s_.sum_row) {
       const int64_t x = t * P::outputs, some_cols = std::min<int64_t>(P::outputs, cols - x);
       for (int64_t k = 0; k < count; k += lanes) {
@@ -242,12 +240,17 @@ class Winograd {
         }
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < some_cols; ++j)
-            tail_.put_channels(run.n, first + k, (y0 + i) * s_.w.written + x0 + x + j, y[i][j], some);
+            tail_.put_channels(run.n, first + k, pixel(run, i, x + j), y[i][j], some);
       }
     }
     if (planes_)
       for (int64_t i = 0; i < rows; ++i)
         put_row(mine.tile + i * run_tiles * P::outputs * s_.width, run, i, cols, panel);
+  }
+
+  // Where the output (i, j) of a run lies in its map.
+  int64_t pixel(const Run& run, int64_t i, int64_t j) const {
+    return (run.y + i * s_.h.dilation) * s_.w.written + run.x + j * s_.w.dilation;
   }
 
   // One row of a run's outputs, [pixel][channel of the panel], into planes.
@@ -259,10 +262,17 @@ class Winograd {
         Vec<A> block[lanes];
         for (int c = 0; c < lanes; ++c) block[c] = c < some ? load(from + (x + c) * s_.width + k) : Vec<A>::zero();
         transpose(block);
-        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c)
-          tail_.put_pixels(run.n, first + k + c, (run.i * P::outputs + i) * s_.w.written + run.j * P::outputs + x,
-                           block[c], some);
+        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c) put_pixels(run, i, x, first + k + c, block[c], some);
       }
+  }
+
+  // Outputs (i, x), (i, x + 1), ... of a run.
+  void put_pixels(const Run& run, int64_t i, int64_t x, int64_t channel, Vec<A> values, int count) const {
+    if (s_.w.dilation == 1) return tail_.put_pixels(run.n, channel, pixel(run, i, x), values, count);
+    A each[lanes];
+    values.store(each);
+    for (int j = 0; j < count; ++j)
+      tail_.put_pixels(run.n, channel, pixel(run, i, x + j), Vec<A>::broadcast(each[j]), 1);
   }
 
   const Problem& p_;
