@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 
+#include "core/cpu_features.h"
 #include "core/machine.h"
 #include "cpu/table.h"
 #include "dispatch.h"
@@ -266,7 +267,7 @@ void bind_program(py::module_& m) {
   m.def(
       "nominal_rates",
       [](size_t row) {
-        const Rates r = nominal_rates(cpu_kernels().at(row).isa);
+        const Rates r = nominal_rates(cpu_kernels().at(row).isa, cpu_has_wide_pipes());
         return std::tuple(r.flops, r.moved, r.shared, r.memory);
       },
       py::arg("row"));

@@ -17,7 +17,6 @@ from fastconv.cli.screen import console, milliseconds, percent, progress, step, 
 
 TOP = 5  # labels shown for an image
 IMAGENET_CLASSES = 1000
-REST = 0.02  # seconds in which the threads of other runtimes fall asleep
 
 
 def compare(
@@ -141,7 +140,7 @@ def _compare(
         differences = _differences(ways)
         step(bar, "timing in turns")
         timings = timer.in_turns(
-            {way.name: way.run for way in ways}, seconds, lambda: step(bar), REST if others else 0.0
+            {way.name: way.run for way in ways}, seconds, lambda: step(bar), timer.POOL_REST if others else 0.0
         )
         step(bar, "timing layers", 0)
         ceilings = roofline.ceilings()

@@ -15,6 +15,7 @@ from time import perf_counter, sleep
 # sum is larger than the last cache, one after the other (data cold).
 Calls = Callable[[], object] | Sequence[Callable[[], object]]
 
+POOL_REST = 0.1  # seconds in which the threads of another runtime fall asleep; on a Zen 5 20 ms were too few
 TURNS = 15  # samples of every candidate; odd, so that the median is one of them
 FEWEST_TURNS = 5  # of a candidate whose single call takes longer than its share
 SHORTEST_SAMPLE = 200e-6  # seconds; below this the clock and the loop around the calls would show

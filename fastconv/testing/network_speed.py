@@ -16,7 +16,6 @@ from fastconv.profiling.timer import Timing
 from fastconv.testing import ways
 from fastconv.testing.summary import geomean
 
-REST = 0.02  # seconds in which the threads of another runtime fall asleep
 ERROR = 1e-5  # relative L2 error that a way of ours may have; a peer's is only told
 
 
@@ -72,7 +71,7 @@ def measure(name: str, model: nn.Module, x: Tensor, peers: Sequence[str], second
     for way in found:
         if way.ours and not errors[way.name] <= ERROR:
             raise RuntimeError(f"{name}, {way.name}: its relative L2 error is {errors[way.name]:.2g}.")
-    times = timer.in_turns({way.name: way.run for way in found}, seconds, rest=REST)
+    times = timer.in_turns({way.name: way.run for way in found}, seconds, rest=timer.POOL_REST)
     return Result(name, len(x), times, errors, missing, round_trip())
 
 

@@ -123,6 +123,15 @@ def test_cost_counts_the_work(ask_cost):
     assert four["seconds"] < two["seconds"]
 
 
+@pytest.mark.parametrize(
+    ("axis", "lines", "tiles"), [("h28w28_p2_d2", 4, 16), ("h28w28_p4_d4", 16, 4), ("h5w5_p9_d9", 25, 1)]
+)
+def test_dilated_maps_are_cut_into_lines_of_their_own(ask_cost, axis, lines, tiles):
+    size, *rest = axis.split("_")
+    text = "_".join([f"n1c64{size}", "k64r3s3", *rest, "f32nhwc"])
+    assert ask_cost(text, 2, 4, 16)["tiles"] == lines * tiles
+
+
 def test_cost_sees_who_shares_what(ask_cost):
     """Few tiles are shared by threads that split the channels; many are split, one thread or two."""
     small = "n1c512h7w7_k512r3s3_p1_f32nhwc"

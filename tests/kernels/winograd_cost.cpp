@@ -14,6 +14,7 @@ int main() {
     const fastconv::Cost cost = fastconv::winograd::cost(problem, threads, outputs, lanes);
     std::cout << cut.by_panels << ' ' << cut.tiles << ' ' << cut.panels << ' ' << cut.blocks << ' ' << cost.flops << ' '
               << cost.moved << ' ' << cost.shared << ' ' << cost.memory << ' ' << cost.imbalance << ' '
-              << fastconv::estimated_seconds(cost, threads, fastconv::nominal_rates(fastconv::Isa::avx2)) << '\n';
+              << fastconv::estimated_seconds(cost, threads, fastconv::nominal_rates(fastconv::Isa::avx2, false))
+              << '\n';
   }
 }

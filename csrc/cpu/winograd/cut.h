@@ -24,9 +24,7 @@ inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel f
 // run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
 inline constexpr double sum_overhead = 21;
 inline constexpr int64_t most_own_input = 16;  // times L2: V of all tiles, which by panels every thread has for itself
-inline constexpr int64_t large_filter = 4;     // times L2: U that threads had better not all read
-inline constexpr double twofold_input = 1.5, uneven = 1.06;  // what they may lose by it (Zen 4, 2026-11-22)
-inline constexpr int64_t panel_vectors = 2;                  // registers of output channels in a panel
+inline constexpr int64_t panel_vectors = 2;    // registers of output channels in a panel
 
 inline std::string refuses(const Problem& p) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
@@ -93,8 +91,7 @@ struct Cut {
     width = columns <= lanes ? lanes : panel_vectors * lanes;
     panels = divide_up(columns, width);
     by_panels = tiles <= most_shared && columns > panel_vectors * lanes &&
-                frequencies * tiles * channels * element <= most_own_input * machine().l2 &&
-                (p.packed ? panels_are_better(threads, element) : tiles <= columns);
+                frequencies * tiles * channels * element <= most_own_input * machine().l2 && tiles <= columns;
     // A narrow panel is the slower one, an idle thread is slower still. A filter packed apart has one layout.
     if (by_panels && !p.packed && panels < threads) width = lanes;
     panels = divide_up(columns, width);
@@ -104,22 +101,14 @@ struct Cut {
     blocks = by_panels ? 1 : std::min(tiles, divide_up(needed, threads) * threads);
     block = divide_up(tiles, blocks);
   }
-
- private:
-  // Of a filter that is ready: by tiles every thread reads all of it, by panels every thread transforms all the input.
-  bool panels_are_better(int threads, int64_t element) const {
-    const auto busiest = [&](int64_t tasks) { return double(divide_up(tasks, threads)) / double(tasks); };
-    const bool large = frequencies * channels * columns * element > large_filter * machine().l2;
-    return busiest(panels) * (large ? 1 : twofold_input) <= busiest(tiles) * uneven;
-  }
 };
 
 // With T tiles, C input channels, K output channels rounded up to registers, F = (m + 2)^2 frequencies and elements of
 // e bytes:
 //   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times, and
 //                the sums of every chunk of C
-//   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them; nothing where U
-//                comes packed
+//   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them, unless they come
+//                packed
 //   input        F loads and F stores for each of T·C squares; NCHW stages the F pixels before
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
 //   by tiles     every block reads the F·C·K filters, written before by all threads or packed; where a block's sums
@@ -136,17 +125,17 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
 
   Cost cost;
   cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
-  cost.moved = (p.packed ? 0 : e * channels * columns * (f + 3 * filter_taps)) +
+  cost.moved = e * channels * columns * (f + (p.packed ? 1 : 3) * filter_taps) +
                e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
     const bool held = e * inputs <= double(machine().l2) / 2;
-    cost.shared = (held ? 0 : e * inputs * double(c.panels)) + (p.packed ? e * filters : 0);
+    cost.shared = held ? 0 : e * inputs * double(c.panels);
   } else {
     const bool outgrown = e * f * double(c.block) * (channels + columns) > double(machine().l2);
-    cost.shared = e * filters * double((p.packed ? 0 : 2) + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
+    cost.shared = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
   }
-  cost.memory = operand_bytes(p, e * filters);
+  cost.memory = operand_bytes(p, e * channels * columns * filter_taps);
   const int64_t tasks = c.by_panels ? c.panels : c.blocks;
   cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   return cost;

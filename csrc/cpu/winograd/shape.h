@@ -18,7 +18,6 @@ struct Shape : Cut {
   static_assert(panel_vectors == tile_vectors);
 
   Layout layout;
-  bool packed;                    // U comes from without
   int64_t strip;                  // tiles of a register tile
   int64_t chunks;                 // of the depth
   int64_t input_row, input_step;  // of V: between tiles, between frequencies
@@ -26,7 +25,7 @@ struct Shape : Cut {
   int64_t filter_step;            // of U, between frequencies
 
   Shape(const Problem& p, int threads) : Cut(p, threads, P::outputs, lanes, sizeof(A)) {
-    layout = p.layout, packed = p.packed;
+    layout = p.layout;
     strip = width == lanes ? max_tile_rows : tile_rows;
     chunks = divide_up(channels, depth_chunk);
     input_row = spread<A>(round_up(channels, lanes));
@@ -36,8 +35,9 @@ struct Shape : Cut {
   }
 
   // Whether U of all panels lies together, [frequency][panel][channel][width]; else a panel's lasts while it is used.
-  bool whole_filter() const { return packed || !by_panels; }
+  bool whole_filter() const { return !by_panels; }
   int64_t filter_elements() const { return frequencies * filter_step; }
+  int64_t packed_elements() const { return filter_taps * channels * round_up(columns, lanes); }
   // Registers of a panel that hold channels.
   int vectors(int64_t panel) const {
     return static_cast<int>(divide_up(std::min(width, columns - panel * width), lanes));
@@ -79,7 +79,7 @@ struct Work {
   Work(Arena& arena, const Shape<P, T>& s, int thread_count)
       : zeros(arena.take<A>(s.channels)),
         start(arena.take<A>(s.width)),
-        filter(arena.take<A>(s.whole_filter() && !s.packed ? s.filter_elements() : 0)) {
+        filter(arena.take<A>(s.whole_filter() ? s.filter_elements() : 0)) {
     Arena one(nullptr);
     Private<P, T>(one, s);
     thread_bytes = one.used();

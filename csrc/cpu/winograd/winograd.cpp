@@ -5,15 +5,20 @@
 // frequency M = V·U (16 or 36 matrix products of tiles x input channels x output channels, by the register tile of
 // igemm) an output takes 4 multiplications a channel instead of 9, or 2.25.
 //
-//   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products,
-//   outputs.
-//               V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
+//   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products, the
+//               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
 //   by panels   few tiles (small maps): each thread transforms all of them for itself, and walks panels of two
 //               registers of output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor
 //               does M. Where threads shared V, its lines moved between the cores, at some 1 GB/s: 128@28, batch 1
 //               0.68 and now 0.41 ms, 256@14 0.66 and 0.51 (F(4x4), Zen 4, 2 threads, 2026-11-22).
-//   packed      U comes in the form that goes by tiles, from memory or L3; both cuts read it in place, and few tiles
-//               go by panels only where all threads reading a large U would cost more.
+//   packed      the filter's nine taps come panel by panel; U is made of them in the call, which reads a quarter of
+//               what F(4x4)'s U holds. As U itself they came from memory at 20 to 40 GB/s, 36 numbers a filter: on two
+//               Zen 5 cores, batch 1, cold, 256@14 0.41 ms and now 0.34, 512@14 1.46 and 1.33, 512@28 3.15 and 2.90,
+//               128@28 0.28 and 0.20, 64@56 0.21 and 0.19 (F(4x4)); F(2x2) of 512@7 0.66 and 0.65 (2026-11-23).
+//   dilated     by d x d: every d-th row and column, from one of the first d, is a convolution of its own (cut.h).
+//               Zen 5, both cores, ms: 256@28 by 2 0.89 (igemm 2.02, torch 3.34), 512@28 by 2 3.43 (7.81, 13.1), by
+//               4 3.48 (7.82, 12.8); in NCHW, where rows are staged number by number, 4.1 (im2col 9.0, torch 7.6 to
+//               8.2).
 //
 // Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
 // derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
@@ -35,14 +40,9 @@
 //   256@56        603 / 582          566 / 555   413 / 418          212 / 208      223 / 217
 //   512@28        597 / 638          537 / 585   329 / 367          208 / 207      209 / 232
 //   512@14        451 / 479          410 / 415   352 / 351          195 / 211      201 / 228
-// Packed, ms of batch 1, packing in the call / packed / packed and cold (48 MB of filters in turns) / torch: 64@56 0.50
-// / 0.34 / 0.40 / 1.08, 128@28 0.38 / 0.32 / 0.49 / 1.08, 256@14 0.51 / 0.38 / 0.57 / 1.07, 512@7 0.84 / 0.50 to 0.60 /
-// 0.95 / 1.33 (F(4x4)), 0.96 / 0.63 / 0.82 (F(2x2)). The cost model takes packed filters for cold: of 60 layers of
-// resnet, vgg16 and googlenet, batch 1 and 8, it chose one that lost more than 5 % (32->128@7: igemm, 7 us); of the
-// same from warm caches five, all of them 7x7. dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower,
-// 25 % at 64@224. F(2x2) beats F(4x4) where 4x4 tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42
-// against 27. Both lose to igemm with 3 input channels (64@224: 130 against 171) and on maps of a tile or less; not yet
-// with 8 channels (8@112: 118 against 72).
+// dgrad is within 6 % of it, 512@7 within 15 %. NCHW is 3 to 12 % slower, 25 % at 64@224. F(2x2) beats F(4x4) where 4x4
+// tiles waste half of themselves: 256@5x6 202 against 165, 512@2x2 42 against 27. Both lose to igemm with 3 input
+// channels (64@224: 130 against 171) and on maps of a tile or less; not yet with 8 channels (8@112: 118 against 72).
 #include <type_traits>
 
 #include "cpu/conv2d/pack.h"
@@ -72,7 +72,6 @@ class Winograd {
         tiling_{s_.h, s_.w},
         arena_(args.workspace),
         work_(arena_, s_, parallel.threads()),
-        filter_(p.packed ? static_cast<const A*>(args.packed) : work_.filter),
         squares_(static_cast<const T*>(s_.dgrad ? args.y : args.x), p.layout, s_.channels, s_.h, s_.w, P::outputs,
                  work_.zeros) {
     std::fill_n(work_.zeros, s_.channels, A(0));
@@ -80,10 +79,13 @@ class Winograd {
     for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
   }
 
-  // U of every panel, as a packed problem reads it; zeros fill the last panel and the gaps between frequencies.
+  // The taps of every panel, as a packed problem reads them: [panel][16 channels][tap][channel][width].
   void pack(A* out) const {
-    std::fill_n(out, s_.filter_elements(), A(0));
-    transform_filters(out);
+    parallel_(s_.panels, [&](int64_t begin, int64_t end, int) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        for (int64_t c = 0; c < s_.channels; c += packed_depth)
+          taps(panel, c, std::min(packed_depth, s_.channels - c), out + packed_at(panel, c));
+    });
   }
 
   void run() const {
@@ -101,6 +103,7 @@ class Winograd {
     return Own(arena, s_);
   }
 
+  // U of all panels.
   void transform_filters(A* out) const {
     const int64_t parts = divide_up(s_.channels, packed_depth);
     parallel_(s_.panels * parts, [&](int64_t begin, int64_t end, int thread) {
@@ -115,7 +118,7 @@ class Winograd {
   }
 
   void run_by_tiles() const {
-    if (!p_.packed) transform_filters(work_.filter);
+    transform_filters(work_.filter);
     parallel_(s_.blocks, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
       point_rows(mine, mine.input, s_.block);
@@ -147,9 +150,7 @@ class Winograd {
       transform_input(mine, 0, s_.tiles);
       point_rows(mine, mine.input, s_.tiles);
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t f = 0; p_.packed && f < P::frequencies; ++f)
-          multiply(mine, f, s_.tiles, panel, 0, 0, s_.channels, panel_filter(f, panel));
-        for (int64_t c = 0; !p_.packed && c < s_.channels; c += depth_chunk) {
+        for (int64_t c = 0; c < s_.channels; c += depth_chunk) {
           const int64_t depth = std::min(depth_chunk, s_.channels - c);
           filter(mine, panel, c, depth, mine.filter);
           for (int64_t f = 0; f < P::frequencies; ++f)
@@ -170,23 +171,35 @@ class Winograd {
 
   // U of one frequency of a panel, where all lie together.
   const A* panel_filter(int64_t f, int64_t panel) const {
-    return filter_ + f * s_.filter_step + panel * s_.channels * s_.width;
+    return work_.filter + f * s_.filter_step + panel * s_.channels * s_.width;
   }
 
-  // U of `depth` input channels of a panel.
+  // U of `depth` input channels of a panel, the first a multiple of packed_depth.
   void filter(const Own& mine, int64_t panel, int64_t first, int64_t depth, A* out) const {
+    const int64_t width = s_.vectors(panel) * lanes;
+    for (int64_t d = 0; d < depth; d += packed_depth) {
+      const int64_t some = std::min(packed_depth, depth - d);
+      if (!p_.packed) taps(panel, first + d, some, mine.packed);
+      const A* from = p_.packed ? static_cast<const A*>(args_.packed) + packed_at(panel, first + d) : mine.packed;
+      transform_filter<P>(from, some * width, some * width, out + d * width, s_.filter_step);
+    }
+  }
+
+  // Where the taps of up to packed_depth channels of a panel lie in the packed form.
+  int64_t packed_at(int64_t panel, int64_t first) const {
+    return filter_taps * (panel * s_.width * s_.channels + first * s_.vectors(panel) * lanes);
+  }
+
+  // The taps of up to packed_depth channels of a panel, [tap][channel][width].
+  void taps(int64_t panel, int64_t first, int64_t depth, A* out) const {
     const int64_t* stride = args_.w_stride;
     Filter<T> f;
     f.column = s_.dgrad ? stride[1] : stride[0], f.depth = s_.dgrad ? stride[0] : stride[1];
     f.tap_h = stride[2], f.tap_w = stride[3];
     f.window_h = f.window_w = filter_size;
-    const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width), width = s_.vectors(panel) * lanes;
-    for (int64_t d = 0; d < depth; d += packed_depth) {
-      const int64_t some = std::min(packed_depth, depth - d);
-      f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + (first + d) * f.depth;
-      pack_panel(f, slot_, some, 0, some, columns, width, mine.packed);
-      transform_filter<P>(mine.packed, some * width, some * width, out + d * width, s_.filter_step);
-    }
+    f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + first * f.depth;
+    const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width);
+    pack_panel(f, slot_, depth, 0, depth, columns, s_.vectors(panel) * lanes, out);
   }
 
   // V of up to depth_chunk channels of a run; the first tile's at `out`.
@@ -262,7 +275,8 @@ class Winograd {
         Vec<A> block[lanes];
         for (int c = 0; c < lanes; ++c) block[c] = c < some ? load(from + (x + c) * s_.width + k) : Vec<A>::zero();
         transpose(block);
-        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c) put_pixels(run, i, x, first + k + c, block[c], some);
+        for (int64_t c = 0; c < std::min<int64_t>(lanes, count - k); ++c)
+          put_pixels(run, i, x, first + k + c, block[c], some);
       }
   }
 
@@ -284,7 +298,6 @@ class Winograd {
   const Tiling tiling_;
   Arena arena_;
   const Work<P, T> work_;
-  const A* const filter_;  // U of all panels
   const Squares<InputStep<P>, T> squares_;
   int64_t slot_[filter_taps];
 };
@@ -306,7 +319,7 @@ PackedForm packed_form(const Problem& problem) {
   PackedForm form;
   with_dtype(p.dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    form.bytes = Shape<P, T>(p, 1).filter_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
+    form.bytes = Shape<P, T>(p, 1).packed_elements() * static_cast<int64_t>(sizeof(arithmetic<T>));
   });
   return form;
 }
