@@ -31,9 +31,9 @@ class Settings:
         separated by commas, and a pattern that starts with "-" forbids what it matches.
     strict: raise instead of choosing a kernel outside the patterns (PyTorch's rows and the reference included).
     isa: the widest instruction set the CPU kernels may use.
-    winograd: Winograd kernels may be chosen for 3x3 convolutions of stride 1, dilated or not. F(4x4) rounds two to
-        three times as coarsely as direct summation, and a NaN or infinity may reach every output of its tile of 2x2 or 4x4.
-        ``strict`` leaves them out as well, unless a pattern names them.
+    winograd: Winograd kernels may be chosen for 3x3 and 5x5 convolutions of stride 1, dilated or not. F(4x4,3x3) rounds
+        two to three times as coarsely as direct summation, and a NaN or infinity may reach every output of its tile of
+        2x2 or 4x4. ``strict`` leaves them out as well, unless a pattern names them.
     deterministic: only kernels whose result has the same bits in every run and for every number of threads.
     keep_memory: freed memory of large results and workspaces serves the next ones (``fastconv.memory``).
     """

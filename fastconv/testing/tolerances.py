@@ -18,14 +18,14 @@ from fastconv.problem import Problem
 
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "tf32": 2.0**-11, "f16": 2.0**-11, "bf16": 2.0**-8}
 # Outputs of a tile along one axis.
-TILE = {"winograd2": 2, "winograd4": 4}
-# F(2x2) divides filters by four and is exact on integers that allow it; F(4x4) has irrational points.
+TILE = {"winograd2": 2, "winograd4": 4, "winograd2r5": 2}
+# F(2x2,3x3) divides filters by four and is exact on integers that allow it; those of six points have irrational ones.
 WEIGHT_MULTIPLE = {"winograd2": 4}
-INEXACT = ("winograd4",)
+INEXACT = ("winograd4", "winograd2r5")
 # Algorithms that take bfloat16 alone; their instruction takes subnormal numbers for zero.
 OF_BFLOAT16 = frozenset({"pairs"})
 # Of ||y - y64|| / ||y64|| in float.
-WINOGRAD4_L2 = 2e-5
+INEXACT_L2 = 2e-5
 LARGEST_SLOPE = 1.2  # of an activation
 
 
@@ -35,7 +35,7 @@ def relative_bound(dtype: str, terms: int, algorithm: str = "direct") -> float:
     16-bit types are summed in float and rounded once; tf32 rounds its operands on the way in.
     """
     working = UNIT["f64"] if dtype == "f64" else UNIT["f32"]
-    if algorithm == "winograd4":
+    if algorithm in INEXACT:
         return 64 * working + terms**0.5 * working + storage(dtype)
     summed = min(terms * working / (1 - terms * working), 4 * terms**0.5 * working + 2 * working)
     direct = summed + 2 * working
@@ -61,20 +61,20 @@ def allowed_l2(dtype: str, terms: int, algorithm: str, size: Tensor, expected: T
 
     Where the result cancels as a whole, sums of ``terms`` products of random sign stand for it.
     """
-    if algorithm != "winograd4":
+    if algorithm not in INEXACT:
         return float("inf")
     norm = max(expected.norm().item(), size.norm().item() / terms**0.5)
     unit = UNIT["f64"] / UNIT["f32"] if dtype == "f64" else 1.0
-    return LARGEST_SLOPE * (WINOGRAD4_L2 * unit + 2 * storage(dtype)) * norm + torch.finfo(torch.float32).tiny
+    return LARGEST_SLOPE * (INEXACT_L2 * unit + 2 * storage(dtype)) * norm + torch.finfo(torch.float32).tiny
 
 
 def winograd_size(problem: Problem, first: Tensor, second: Tensor, algorithm: str) -> Tensor:
-    """Of each output of a 3x3 convolution, the largest sum |x||w| in any tile that can hold it.
+    """Of each output of a convolution of stride 1, the largest sum |x||w| in any tile that can hold it.
 
     first, second: as in ``inputs.operand_names``. Tiles may reach over the edges of the map: the sums there count too.
     Of wgrad, the largest sum |x||dy| at any distance that two pixels of a tile can have: every tap sees them all.
     """
-    tile, reach = TILE[algorithm], 2
+    tile, reach = TILE[algorithm], problem.h.window - 1
     source, filter, axes = first.double().abs(), second.double().abs(), (problem.w, problem.h)
     steps = [axis.dilation for axis in axes]  # from pixel to pixel of a tile
     lows = [axis.pad_lo for axis in axes]

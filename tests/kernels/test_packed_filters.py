@@ -14,7 +14,7 @@ from fastconv.testing import corpus, guard, inputs
 from fastconv.testing.check import run_guarded
 
 DTYPES = ("f32", "f64", "f16", "bf16")
-PACKING = ("winograd2", "winograd4", "igemm", "pairs", "stem", "depthwise", "grouped", "phases")
+PACKING = ("winograd2", "winograd4", "winograd2r5", "igemm", "pairs", "stem", "depthwise", "grouped", "phases")
 KERNELS = [
     k
     for k in registry.kernels()

@@ -19,13 +19,21 @@ OVERHEAD = (64 + 21) / 64  # sums over 64 channels are stored as quickly as 21 m
 ROOT = Path(__file__).parents[2]
 KERNELS = [k for k in registry.kernels() if k.algorithm in tolerances.TILE]
 BY_KERNEL = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+FILTER = dict.fromkeys(tolerances.TILE, 3) | {"winograd2r5": 5}  # rows and columns
 ONE_NAN = Problem("n1c3h13w14_k5r3s3_p1_f32nhwc")
 CONVS = [k for k in registry.kernels() if k.op == "conv2d" and k.pass_ != "wgrad" and k.native is not None]
 
 
+def taken(kernel, text: str) -> Problem:
+    """A problem with 3x3 filters and padding, of the kernel's pass and with filters of the size that it takes."""
+    beyond = FILTER.get(kernel.algorithm, 3) - 3
+    text = text.replace("r3s3", f"r{3 + beyond}s{3 + beyond}").replace("_p1_", f"_p{1 + beyond // 2}_")
+    return Problem(text).replace(pass_=kernel.pass_)
+
+
 def skip_without_isa(kernel) -> None:
     """Skips where this machine lacks the kernel's instruction set."""
-    refusal = kernel.refuses(Problem("n1c4h5w6_k4r3s3_p1_f32nhwc").replace(pass_=kernel.pass_)) or ""
+    refusal = kernel.refuses(taken(kernel, "n1c4h5w6_k4r3s3_p1_f32nhwc")) or ""
     if "no avx" in refusal.lower():
         pytest.skip(refusal)
 
@@ -34,29 +42,29 @@ def skip_without_isa(kernel) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("n1c4h9w8_k4r3s5_f32nhwc", "The filter is 3x5"),
+        ("n1c4h9w8_k4r3s4_f32nhwc", "The filter is 3x4"),
         ("n1c4h9w8_k4r3s3_u1x2_f32nhwc", "The stride is 1x2"),
         ("n1c4h9w8_k4r3s3_g2_f32nhwc", "There are 2 groups"),
     ],
 )
 def test_refusals_are_sentences(kernel, text, sentence):
     skip_without_isa(kernel)
-    assert kernel.refuses(Problem(text).replace(pass_=kernel.pass_)).startswith(sentence)
+    assert kernel.refuses(taken(kernel, text)).startswith(sentence)
 
 
 @BY_KERNEL
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_relative_error_in_float(kernel, layout):
-    """The errors of Lavin and Gray's table: about 4e-7 for F(2x2) and 1.1e-6 for F(4x4) at 2,304 terms."""
+    """The errors of Lavin and Gray's table: about 4e-7 for F(2x2,3x3) and 1.1e-6 for F(4x4,3x3) at 2,304 terms."""
     skip_without_isa(kernel)
-    problem = Problem("n1c256h14w13_k48r3s3_p1_f32nhwc").replace(pass_=kernel.pass_, layout=layout)
+    problem = taken(kernel, "n1c256h14w13_k48r3s3_p1_f32nhwc").replace(layout=layout)
     problem = problem if kernel.pass_ == "fprop" else problem.replace(c=48, k=256)
     operands = inputs.make(problem, 0, integer=False)
     out = run_guarded(kernel, problem, operands).double()
     pair = dict(zip(inputs.operand_names(problem), (operands.first, operands.second), strict=True))
     exact = reference.conv2d(problem, **pair)
     error = ((out - exact).norm() / exact.norm()).item()
-    assert error < {"winograd2": 6e-7, "winograd4": 1.6e-6}[kernel.algorithm]
+    assert error < {"winograd2": 6e-7, "winograd4": 1.6e-6, "winograd2r5": 1.6e-6}[kernel.algorithm]
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
@@ -71,24 +79,25 @@ def test_wgrad_has_the_same_bits_however_many_threads_share_its_chunks(kernel):
 
 
 @pytest.mark.parametrize(
-    "kernel", [k for k in CONVS if k.refuses(ONE_NAN.replace(pass_=k.pass_)) is None], ids=lambda k: k.name
+    "kernel", [k for k in CONVS if k.refuses(taken(k, str(ONE_NAN))) is None], ids=lambda k: k.name
 )
 def test_where_a_nan_goes(kernel):
     """Exactly where torch's goes; in a Winograd kernel there too, and no further than the tiles that see it."""
-    problem = ONE_NAN.replace(pass_=kernel.pass_)
+    problem = taken(kernel, str(ONE_NAN))
+    reach = problem.h.window // 2
     operands = inputs.make(problem, 0, integer=False)
     row, column = 6, 7
     operands.first[0, 1, row, column] = float("nan")
     reached = run_guarded(kernel, problem, operands)[0].isnan()
     pixels = torch.zeros(reached.shape, dtype=torch.bool)
-    pixels[:, row - 1 : row + 2, column - 1 : column + 2] = True
+    pixels[:, row - reach : row + reach + 1, column - reach : column + reach + 1] = True
     if not kernel.spreads_nan:
         assert torch.equal(reached, pixels)
         return
     tile = tolerances.TILE[kernel.algorithm]
     within = torch.zeros_like(pixels)
-    rows, columns = ((at - 1) // tile * tile for at in (row, column))
-    ends = [((at + 1) // tile + 1) * tile for at in (row, column)]
+    rows, columns = ((at - reach) // tile * tile for at in (row, column))
+    ends = [((at + reach) // tile + 1) * tile for at in (row, column)]
     within[:, rows : ends[0], columns : ends[1]] = True
     assert (reached & pixels).sum() == pixels.sum() and not (reached & ~within).any()
 
@@ -130,6 +139,11 @@ def test_dilated_maps_are_cut_into_lines_of_their_own(ask_cost, axis, lines, til
     size, *rest = axis.split("_")
     text = "_".join([f"n1c64{size}", "k64r3s3", *rest, "f32nhwc"])
     assert ask_cost(text, 2, 4, 16)["tiles"] == lines * tiles
+
+
+def test_cost_counts_the_work_of_larger_filters(ask_cost):
+    text = "n1c64h28w28_k192r5s5_p2_f32nhwc"
+    assert ask_cost(text, 2, 2, 16)["flops"] == pytest.approx(OVERHEAD * Problem(text).flops * 36 / 100, rel=1e-5)
 
 
 def test_cost_sees_who_shares_what(ask_cost):

@@ -13,7 +13,6 @@
 
 namespace fastconv::winograd {
 
-inline constexpr int64_t filter_size = 3, filter_taps = filter_size * filter_size;
 // Input channels summed in registers before the sum goes to memory. It fixes the order of every sum, so it is a
 // constant.
 inline constexpr int64_t depth_chunk = 128;
@@ -26,13 +25,15 @@ inline constexpr double sum_overhead = 21;
 inline constexpr int64_t most_own_input = 16;  // times L2: V of all tiles, which by panels every thread has for itself
 inline constexpr int64_t panel_vectors = 2;    // registers of output channels in a panel
 
-inline std::string refuses(const Problem& p) {
+// filter: rows and columns of the filters that the transforms are for.
+inline std::string refuses(const Problem& p, int64_t filter) {
   if (p.dtype == Dtype::other) return "The dtype is none of f64, f32, f16, bf16.";
   const auto differs = [](const char* what, int64_t h, int64_t w, const char* only) {
     return std::string("The ") + what + " is " + std::to_string(h) + "x" + std::to_string(w) + ": " + only;
   };
-  if (p.h.window != filter_size || p.w.window != filter_size)
-    return differs("filter", p.h.window, p.w.window, "the transforms are for 3x3.");
+  if (p.h.window != filter || p.w.window != filter)
+    return differs("filter", p.h.window, p.w.window,
+                   filter == 3 ? "the transforms are for 3x3." : "the transforms are for 5x5.");
   if (p.h.stride != 1 || p.w.stride != 1)
     return differs("stride", p.h.stride, p.w.stride, "neighbouring outputs must share inputs.");
   if (p.groups != 1) return "There are " + std::to_string(p.groups) + " groups: the products need the channels of one.";
@@ -52,7 +53,7 @@ struct AxisTiles {
   AxisTiles(const Axis& a, bool dgrad, int64_t outputs)
       : source(dgrad ? a.out : a.in),
         written(dgrad ? a.in : a.out),
-        origin(dgrad ? a.pad_lo - (filter_size - 1) * a.dilation : -a.pad_lo),
+        origin(dgrad ? a.pad_lo - (a.window - 1) * a.dilation : -a.pad_lo),
         dilation(a.dilation),
         step(outputs * dilation),
         line(divide_up(written, step)),
@@ -72,12 +73,17 @@ struct AxisTiles {
   }
 };
 
+// Numbers of a transformed square: the filter is as high as wide.
+inline int64_t frequencies_of(const Problem& p, int64_t outputs) {
+  return (outputs + p.h.window - 1) * (outputs + p.w.window - 1);
+}
+
 // outputs: of a tile along one axis, 2 or 4. lanes: elements of a register. element: bytes of the arithmetic type.
 struct Cut {
   bool dgrad;
   AxisTiles h, w;
   int64_t channels, columns;  // of the source; written
-  int64_t frequencies, outputs;
+  int64_t frequencies, outputs, taps;
   int64_t tiles;          // of all images
   int64_t width, panels;  // output channels of a panel
   bool by_panels;         // threads split the panels; else they split blocks of tiles
@@ -86,7 +92,7 @@ struct Cut {
   Cut(const Problem& p, int threads, int64_t outputs, int64_t lanes, int64_t element)
       : dgrad(p.pass == Pass::dgrad), h(p.h, dgrad, outputs), w(p.w, dgrad, outputs), outputs(outputs) {
     channels = dgrad ? p.k : p.c, columns = p.written_channels();
-    frequencies = (outputs + filter_size - 1) * (outputs + filter_size - 1);
+    frequencies = frequencies_of(p, outputs), taps = p.taps();
     tiles = p.n * h.tiles * w.tiles;
     width = columns <= lanes ? lanes : panel_vectors * lanes;
     panels = divide_up(columns, width);
@@ -103,11 +109,11 @@ struct Cut {
   }
 };
 
-// With T tiles, C input channels, K output channels rounded up to registers, F = (m + 2)^2 frequencies and elements of
-// e bytes:
-//   products     2·F·T·C·K FLOPs (direct: 2·9·m^2·T·C·K), so F(4x4) saves 144/36 = 4 and F(2x2) 36/16 = 2.25 times, and
-//                the sums of every chunk of C
-//   filter       F stores and 9 loads for each of C·K filters, and another 9 of each to pack them, unless they come
+// With T tiles, C input channels, K output channels rounded up to registers, filters of r x r taps, F = (m + r - 1)^2
+// frequencies and elements of e bytes:
+//   products     2·F·T·C·K FLOPs (direct: 2·r^2·m^2·T·C·K), so F(4x4,3x3) saves 144/36 = 4 times, F(2x2,5x5) 100/36 =
+//                2.8 and F(2x2,3x3) 36/16 = 2.25, and the sums of every chunk of C
+//   filter       F stores and r^2 loads for each of C·K filters, and another r^2 of each to pack them, unless they come
 //                packed
 //   input        F loads and F stores for each of T·C squares; NCHW stages the F pixels before
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
@@ -125,7 +131,7 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
 
   Cost cost;
   cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
-  cost.moved = e * channels * columns * (f + (p.packed ? 1 : 3) * filter_taps) +
+  cost.moved = e * channels * columns * (f + double((p.packed ? 1 : 3) * c.taps)) +
                e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
@@ -135,7 +141,7 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
     const bool outgrown = e * f * double(c.block) * (channels + columns) > double(machine().l2);
     cost.shared = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);
   }
-  cost.memory = operand_bytes(p, e * channels * columns * filter_taps);
+  cost.memory = operand_bytes(p, e * channels * columns * double(c.taps));
   const int64_t tasks = c.by_panels ? c.panels : c.blocks;
   cost.imbalance = double(divide_up(tasks, threads) * threads) / double(tasks);
   return cost;

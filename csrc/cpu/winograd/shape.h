@@ -37,7 +37,7 @@ struct Shape : Cut {
   // Whether U of all panels lies together, [frequency][panel][channel][width]; else a panel's lasts while it is used.
   bool whole_filter() const { return !by_panels; }
   int64_t filter_elements() const { return frequencies * filter_step; }
-  int64_t packed_elements() const { return filter_taps * channels * round_up(columns, lanes); }
+  int64_t packed_elements() const { return taps * channels * round_up(columns, lanes); }
   // Registers of a panel that hold channels.
   int vectors(int64_t panel) const {
     return static_cast<int>(divide_up(std::min(width, columns - panel * width), lanes));
@@ -63,7 +63,7 @@ struct Private {  // one thread's share of the workspace
         input(arena.take<A>(P::frequencies * s.input_step)),
         sums(arena.take<A>(P::frequencies * s.sum_step)),
         filter(arena.take<A>(s.whole_filter() ? 0 : s.filter_elements())),
-        packed(arena.take<A>(filter_taps * packed_depth * s.width)),
+        packed(arena.take<A>(s.taps * packed_depth * s.width)),
         tile(arena.take<A>(s.layout == Layout::nchw ? P::outputs * run_tiles * P::outputs * s.width : 0)) {}
 };
 

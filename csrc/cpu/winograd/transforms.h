@@ -1,5 +1,5 @@
-// The matrices of F(2x2,3x3) and F(4x4,3x3), written down once: y = A^T [(G g G^T) * (B^T d B)] A, where * multiplies
-// element by element (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016).
+// The matrices of F(2x2,3x3), F(4x4,3x3) and F(2x2,5x5), written down once: y = A^T [(G g G^T) * (B^T d B)] A, where *
+// multiplies element by element (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016).
 //
 // The filter's gradient is that product transposed, dg = G^T [(A dy A^T) * (B^T d B)] G, of the same three matrices.
 //
@@ -16,9 +16,7 @@
 
 namespace fastconv::FASTCONV_ISA::winograd {
 
-using fastconv::winograd::filter_size;
-
-template <int outputs>
+template <int outputs, int filter>
 struct Points;
 
 // Points 0, 1, -1 and infinity.
@@ -28,10 +26,8 @@ struct Points;
 //         0  1  0 -1          0    0    1
 // B and A only add, so that integers stay exact; a quarter is the finest a filter is divided by.
 template <>
-struct Points<2> {
-  static constexpr int outputs = 2, size = 4, frequencies = size * size;
-  // Vector operations of one step.
-  static constexpr int input_operations = 4, filter_operations = 4, output_operations = 4;
+struct Points<2, 3> {
+  static constexpr int outputs = 2, filter = 3, size = 4, frequencies = size * size;
 
   template <class V>
   [[gnu::always_inline]] static void input(const V (&d)[4], V (&v)[4]) {
@@ -41,7 +37,7 @@ struct Points<2> {
     v[3] = d[1] - d[3];
   }
   template <class V>
-  [[gnu::always_inline]] static void filter(const V (&g)[3], V (&u)[4]) {
+  [[gnu::always_inline]] static void filter_step(const V (&g)[3], V (&u)[4]) {
     const V half = V::broadcast(0.5), even = (g[0] + g[2]) * half;
     u[0] = g[0];
     u[1] = fma(half, g[1], even);
@@ -79,9 +75,8 @@ struct Points<2> {
 //         0  b/2 -1/2 -b    1  0         1/6 -1/6b   1/3
 //         0   1   0  -5/2   0  1          0     0     1
 template <>
-struct Points<4> {
-  static constexpr int outputs = 4, size = 6, frequencies = size * size;
-  static constexpr int input_operations = 12, filter_operations = 8, output_operations = 12;
+struct Points<4, 3> {
+  static constexpr int outputs = 4, filter = 3, size = 6, frequencies = size * size;
   static constexpr double a = std::numbers::sqrt2 / 2, b = std::numbers::sqrt2;
 
   template <class V>
@@ -97,7 +92,7 @@ struct Points<4> {
     v[4] = fma(V::broadcast(-b), odd_b, even_b);
   }
   template <class V>
-  [[gnu::always_inline]] static void filter(const V (&g)[3], V (&u)[6]) {
+  [[gnu::always_inline]] static void filter_step(const V (&g)[3], V (&u)[6]) {
     constexpr double third = 1.0 / 3, sixth = 1.0 / 6;
     const V even_a = V::broadcast(-third) * fma(V::broadcast(2), g[0], g[2]);
     const V even_b = V::broadcast(sixth) * fma(V::broadcast(2), g[2], g[0]);
@@ -134,6 +129,43 @@ struct Points<4> {
     g[0] = fma(V::broadcast(sixth), even_b, fma(V::broadcast(-2 * third), even_a, u[0]));
     g[1] = fma(V::broadcast(sixth * b), odd_b, V::broadcast(-2 * third * a) * odd_a);
     g[2] = fma(V::broadcast(third), even_b, fma(V::broadcast(-third), even_a, u[5]));
+  }
+};
+
+// The same points for two outputs of five taps: B^T is F(4x4,3x3)'s, and
+//          1     0     0     0    0
+//        -2/3 -2/3a  -1/3  -a/3 -1/6
+//    G = -2/3  2/3a  -1/3   a/3 -1/6    A^T= 1  1  1  1  1  0
+//         1/6  1/6b   1/3   b/3  2/3         0  a -a  b -b  1
+//         1/6 -1/6b   1/3  -b/3  2/3
+//          0     0     0     0    1
+template <>
+struct Points<2, 5> {
+  static constexpr int outputs = 2, filter = 5, size = 6, frequencies = size * size;
+  static constexpr double a = Points<4, 3>::a, b = Points<4, 3>::b;
+
+  template <class V>
+  [[gnu::always_inline]] static void input(const V (&d)[6], V (&v)[6]) {
+    Points<4, 3>::input(d, v);
+  }
+  template <class V>
+  [[gnu::always_inline]] static void filter_step(const V (&g)[5], V (&u)[6]) {
+    constexpr double third = 1.0 / 3, sixth = 1.0 / 6;
+    const V even_a = V::broadcast(-third) * fma(V::broadcast(2), g[0], fma(V::broadcast(0.5), g[4], g[2]));
+    const V odd_a = V::broadcast(-third * a) * fma(V::broadcast(2), g[1], g[3]);
+    const V even_b = V::broadcast(third) * fma(V::broadcast(2), g[4], fma(V::broadcast(0.5), g[0], g[2]));
+    const V odd_b = V::broadcast(sixth * b) * fma(V::broadcast(2), g[3], g[1]);
+    u[0] = g[0];
+    u[1] = even_a + odd_a;
+    u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[4];
+  }
+  template <class V>
+  [[gnu::always_inline]] static void output(const V (&m)[6], V (&y)[2]) {
+    y[0] = (m[0] + (m[1] + m[2])) + (m[3] + m[4]);
+    y[1] = fma(V::broadcast(b), m[3] - m[4], fma(V::broadcast(a), m[1] - m[2], m[5]));
   }
 };
 
@@ -210,11 +242,11 @@ template <class P, class A>
 void transform_filter(const A* packed, int64_t packed_step, int64_t count, A* out, int64_t out_step) {
   using V = Vec<A>;
   for (int64_t k = 0; k < count; k += V::lanes)
-    transform<filter_size, P::size, V>(
-        [](const auto& g, auto& u) __attribute__((always_inline)) { P::filter(g, u); },
+    transform<P::filter, P::size, V>(
+        [](const auto& g, auto& u) __attribute__((always_inline)) { P::filter_step(g, u); },
         [&](auto j, auto& column) __attribute__((always_inline)) {
-          walk<filter_size>(packed + j * packed_step + k, filter_size * packed_step,
-                            [&](auto i, auto* at) __attribute__((always_inline)) { column[i] = load(at); });
+          walk<P::filter>(packed + j * packed_step + k, P::filter * packed_step,
+                          [&](auto i, auto* at) __attribute__((always_inline)) { column[i] = load(at); });
         },
         [&](auto i, const auto& row) __attribute__((always_inline)) {
           walk<P::size>(out + i * P::size * out_step + k, out_step,
@@ -244,7 +276,7 @@ void transform_output(const A* m, int64_t step, Vec<A> (&y)[P::outputs][P::outpu
 
 // One register of channels of a filter's gradient.
 template <class P, class A>
-void transform_filter_gradient(const A* m, int64_t step, Vec<A> (&g)[filter_size][filter_size]) {
+void transform_filter_gradient(const A* m, int64_t step, Vec<A> (&g)[P::filter][P::filter]) {
   transform_back<P>(m, step, g,
                     [](const auto& in, auto& out) __attribute__((always_inline)) { P::filter_gradient(in, out); });
 }

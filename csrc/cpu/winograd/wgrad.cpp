@@ -61,7 +61,7 @@ struct Shape : GradientCut {
     dy_row = spread<A>(round_up(p.k, lanes)), dy_step = spread<A>(chunk * dy_row);
     sum_step = piece_rows * height * width;
     registers = divide_up(p.c, lanes);
-    partial = p.k * registers * filter_taps * lanes;
+    partial = p.k * registers * p.taps() * lanes;
   }
 };
 
@@ -115,7 +115,7 @@ class WinogradGradient {
   using A = arithmetic<T>;
   using V = Vec<A>;
   using Own = Private<P, T>;
-  static constexpr int64_t lanes = V::lanes;
+  static constexpr int64_t lanes = V::lanes, taps = P::filter * P::filter;
 
  public:
   WinogradGradient(const Problem& p, const Args& args, const Parallel& parallel)
@@ -216,7 +216,7 @@ class WinogradGradient {
 
     for (int64_t row = 0; row < filters; ++row)
       for (int64_t i = 0; i < channels; i += lanes) {
-        V g[filter_size][filter_size];
+        V g[P::filter][P::filter];
         transform_filter_gradient<P>(mine.sums + row * s_.width + i, s_.sum_step, g);
         if (s_.chunks == 1) {
           put(k + row, c + i, g);
@@ -224,26 +224,26 @@ class WinogradGradient {
         }
         A* partial = this->partial(chunk.index / s_.group, k + row, (c + i) / lanes);
         const bool add = chunk.index % s_.group > 0;
-        for (int64_t t = 0; t < filter_taps; ++t, partial += lanes) {
-          const V tap = g[t / filter_size][t % filter_size];
+        for (int64_t t = 0; t < taps; ++t, partial += lanes) {
+          const V tap = g[t / P::filter][t % P::filter];
           (add ? load(partial) + tap : tap).store(partial);
         }
       }
   }
 
   A* partial(int64_t group, int64_t k, int64_t part) const {
-    return work_.partials + group * s_.partial + (k * s_.registers + part) * filter_taps * lanes;
+    return work_.partials + group * s_.partial + (k * s_.registers + part) * taps * lanes;
   }
 
   void add_groups() const {
     parallel_(p_.k, [&](int64_t begin, int64_t end, int) {
       for (int64_t k = begin; k < end; ++k)
         for (int64_t part = 0; part < s_.registers; ++part) {
-          V g[filter_size][filter_size];
-          for (int64_t t = 0; t < filter_taps; ++t) {
+          V g[P::filter][P::filter];
+          for (int64_t t = 0; t < taps; ++t) {
             V sum = load(partial(0, k, part) + t * lanes);
             for (int64_t i = 1; i < s_.groups; ++i) sum = sum + load(partial(i, k, part) + t * lanes);
-            g[t / filter_size][t % filter_size] = sum;
+            g[t / P::filter][t % P::filter] = sum;
           }
           put(k, part * lanes, g);
         }
@@ -251,21 +251,21 @@ class WinogradGradient {
   }
 
   // One filter's gradient for a register of channels.
-  void put(int64_t k, int64_t c, const V (&g)[filter_size][filter_size]) const {
+  void put(int64_t k, int64_t c, const V (&g)[P::filter][P::filter]) const {
     const int64_t *step = args_.w_stride, count = std::min(lanes, p_.c - c);
     T* out = static_cast<T*>(args_.out) + k * step[0] + c * step[1];
-    const auto tap = [&](int64_t t) { return t / filter_size * step[2] + t % filter_size * step[3]; };
+    const auto tap = [&](int64_t t) { return t / P::filter * step[2] + t % P::filter * step[3]; };
     int64_t t = 0;
-    if (std::is_same_v<T, A> && step[1] > 1 && step[2] == filter_size && step[3] == 1) {
+    if (std::is_same_v<T, A> && step[1] > 1 && step[2] == P::filter && step[3] == 1) {
       // The taps of a channel lie side by side: as many as a register holds go together.
-      constexpr int64_t together = std::min(lanes, filter_taps);
-      V taps[lanes];
-      for (; t < lanes; ++t) taps[t] = t < filter_taps ? g[t / filter_size][t % filter_size] : V::zero();
-      transpose(taps);
-      for (int64_t i = 0; i < count; ++i) store(out + i * step[1], taps[i], static_cast<int>(together));
+      constexpr int64_t together = std::min(lanes, taps);
+      V channels[lanes];
+      for (; t < lanes; ++t) channels[t] = t < taps ? g[t / P::filter][t % P::filter] : V::zero();
+      transpose(channels);
+      for (int64_t i = 0; i < count; ++i) store(out + i * step[1], channels[i], static_cast<int>(together));
     }
-    for (; t < filter_taps; ++t) {
-      const V values = g[t / filter_size][t % filter_size];
+    for (; t < taps; ++t) {
+      const V values = g[t / P::filter][t % P::filter];
       if (step[1] == 1) {
         store(out + tap(t), values, static_cast<int>(count));
       } else {
@@ -286,6 +286,11 @@ class WinogradGradient {
   const Squares<InputStep<P>, T> x_;
   const Squares<GradientStep<P>, T> dy_;
 };
+
+template <class P>
+std::string refuses(const Problem& p) {
+  return fastconv::winograd::refuses(p, P::filter);
+}
 
 template <class P>
 int64_t workspace(const Problem& p, int threads) {
@@ -311,7 +316,10 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_wgrad_winograd2{refuses, workspace<Points<2>>, run<Points<2>>, cost<Points<2>>};
-extern const KernelBody conv2d_wgrad_winograd4{refuses, workspace<Points<4>>, run<Points<4>>, cost<Points<4>>};
+using F2x3 = Points<2, 3>;
+using F4x3 = Points<4, 3>;
+
+extern const KernelBody conv2d_wgrad_winograd2{refuses<F2x3>, workspace<F2x3>, run<F2x3>, cost<F2x3>};
+extern const KernelBody conv2d_wgrad_winograd4{refuses<F4x3>, workspace<F4x3>, run<F4x3>, cost<F4x3>};
 
 }  // namespace fastconv::FASTCONV_ISA

@@ -32,11 +32,11 @@ struct GradientCut {
         x_w(p.w, false, outputs),
         dy_h(AxisTiles::of_gradient(p.h, outputs)),
         dy_w(AxisTiles::of_gradient(p.w, outputs)),
-        frequencies((outputs + filter_size - 1) * (outputs + filter_size - 1)),
+        frequencies(frequencies_of(p, outputs)),
         tiles(p.n * x_h.tiles * x_w.tiles) {
     const int64_t fitting = chunk_bytes / (frequencies * (p.k + p.c) * element);
     chunks = divide_up(tiles, std::clamp(fitting, least_chunk_tiles, most_chunk_tiles));
-    groups = std::clamp<int64_t>(group_bytes / (p.k * p.c * filter_taps * element), 1, std::min(chunks, most_groups));
+    groups = std::clamp<int64_t>(group_bytes / (p.k * p.c * p.taps() * element), 1, std::min(chunks, most_groups));
     group = divide_up(chunks, groups);
     groups = divide_up(chunks, group);
     chunk = divide_up(tiles, chunks);
@@ -71,7 +71,7 @@ inline Cost gradient_cost(const Problem& p, int threads, int64_t outputs, int64_
   Cost cost;
   cost.flops = 2 * f * channels * double(p.k) * (tiles + gradient_sum_overhead * chunks);
   cost.moved = e * f * tiles * (channels + filters) * (p.layout == Layout::nchw ? 4 : 2) * (c.by_groups ? 1 : 2) +
-               2 * square_overhead * tiles + e * 2 * filter_taps * channels * filters * chunks;
+               2 * square_overhead * tiles + e * 2 * double(p.taps()) * channels * filters * chunks;
   cost.shared = e * f * tiles * (channels * double(c.row_pieces) + filters * double(c.columns));
   cost.memory = p.bytes();
   const int64_t tasks = c.by_groups ? c.groups : c.pieces;

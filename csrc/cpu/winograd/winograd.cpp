@@ -6,7 +6,8 @@
 // igemm) an output takes 4 multiplications a channel instead of 9, or 2.25.
 //
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products, the
-//               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56 tiles).
+//               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56
+//               tiles).
 //   by panels   few tiles (small maps): each thread transforms all of them for itself, and walks panels of two
 //               registers of output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor
 //               does M. Where threads shared V, its lines moved between the cores, at some 1 GB/s: 128@28, batch 1
@@ -76,7 +77,7 @@ class Winograd {
                  work_.zeros) {
     std::fill_n(work_.zeros, s_.channels, A(0));
     std::fill_n(work_.start, s_.width, A(0));
-    for (int64_t t = 0; t < filter_taps; ++t) slot_[t] = s_.dgrad ? filter_taps - 1 - t : t;
+    for (int64_t t = 0; t < s_.taps; ++t) slot_[t] = s_.dgrad ? s_.taps - 1 - t : t;
   }
 
   // The taps of every panel, as a packed problem reads them: [panel][16 channels][tap][channel][width].
@@ -187,7 +188,7 @@ class Winograd {
 
   // Where the taps of up to packed_depth channels of a panel lie in the packed form.
   int64_t packed_at(int64_t panel, int64_t first) const {
-    return filter_taps * (panel * s_.width * s_.channels + first * s_.vectors(panel) * lanes);
+    return s_.taps * (panel * s_.width * s_.channels + first * s_.vectors(panel) * lanes);
   }
 
   // The taps of up to packed_depth channels of a panel, [tap][channel][width].
@@ -196,7 +197,7 @@ class Winograd {
     Filter<T> f;
     f.column = s_.dgrad ? stride[1] : stride[0], f.depth = s_.dgrad ? stride[0] : stride[1];
     f.tap_h = stride[2], f.tap_w = stride[3];
-    f.window_h = f.window_w = filter_size;
+    f.window_h = f.window_w = P::filter;
     f.w = static_cast<const T*>(args_.w) + panel * s_.width * f.column + first * f.depth;
     const int64_t columns = std::min(s_.width, s_.columns - panel * s_.width);
     pack_panel(f, slot_, depth, 0, depth, columns, s_.vectors(panel) * lanes, out);
@@ -299,8 +300,13 @@ class Winograd {
   Arena arena_;
   const Work<P, T> work_;
   const Squares<InputStep<P>, T> squares_;
-  int64_t slot_[filter_taps];
+  int64_t slot_[P::filter * P::filter];
 };
+
+template <class P>
+std::string refuses(const Problem& p) {
+  return fastconv::winograd::refuses(p, P::filter);
+}
 
 template <class P>
 int64_t workspace(const Problem& p, int threads) {
@@ -350,13 +356,21 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 }  // namespace
 
-extern const KernelBody conv2d_fprop_winograd2{
-    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
-extern const KernelBody conv2d_fprop_winograd4{
-    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
-extern const KernelBody conv2d_dgrad_winograd2{
-    refuses, workspace<Points<2>>, run<Points<2>>, cost_of<Points<2>>, packed_form<Points<2>>, pack<Points<2>>};
-extern const KernelBody conv2d_dgrad_winograd4{
-    refuses, workspace<Points<4>>, run<Points<4>>, cost_of<Points<4>>, packed_form<Points<4>>, pack<Points<4>>};
+using F2x3 = Points<2, 3>;
+using F4x3 = Points<4, 3>;
+using F2x5 = Points<2, 5>;
+
+extern const KernelBody conv2d_fprop_winograd2{refuses<F2x3>, workspace<F2x3>,   run<F2x3>,
+                                               cost_of<F2x3>, packed_form<F2x3>, pack<F2x3>};
+extern const KernelBody conv2d_fprop_winograd4{refuses<F4x3>, workspace<F4x3>,   run<F4x3>,
+                                               cost_of<F4x3>, packed_form<F4x3>, pack<F4x3>};
+extern const KernelBody conv2d_fprop_winograd2r5{refuses<F2x5>, workspace<F2x5>,   run<F2x5>,
+                                                 cost_of<F2x5>, packed_form<F2x5>, pack<F2x5>};
+extern const KernelBody conv2d_dgrad_winograd2{refuses<F2x3>, workspace<F2x3>,   run<F2x3>,
+                                               cost_of<F2x3>, packed_form<F2x3>, pack<F2x3>};
+extern const KernelBody conv2d_dgrad_winograd4{refuses<F4x3>, workspace<F4x3>,   run<F4x3>,
+                                               cost_of<F4x3>, packed_form<F4x3>, pack<F4x3>};
+extern const KernelBody conv2d_dgrad_winograd2r5{refuses<F2x5>, workspace<F2x5>,   run<F2x5>,
+                                                 cost_of<F2x5>, packed_form<F2x5>, pack<F2x5>};
 
 }  // namespace fastconv::FASTCONV_ISA
