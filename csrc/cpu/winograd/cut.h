@@ -119,7 +119,8 @@ struct Cut {
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
 //   by tiles     every block reads the F·C·K filters, written before by all threads or packed; where a block's sums
 //                outgrow L2 they go out and come back
-//   by panels    every thread transforms all inputs; where L2 does not hold them, every panel reads them again
+//   by panels    every thread transforms all inputs; where L2 does not hold them, every panel reads them again. U comes
+//                from L2, and few tiles share it
 inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) {
   const int64_t element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
   const Cut c(p, threads, outputs, lanes, element);
@@ -131,7 +132,7 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
 
   Cost cost;
   cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
-  cost.moved = e * channels * columns * (f + double((p.packed ? 1 : 3) * c.taps)) +
+  cost.moved = e * channels * columns * ((c.by_panels ? 2 : 1) * f + double((p.packed ? 1 : 3) * c.taps)) +
                e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
