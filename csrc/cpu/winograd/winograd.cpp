@@ -1,9 +1,10 @@
-// Winograd convolution, F(2x2,3x3) and F(4x4,3x3): fprop, and dgrad as fprop of dy with the filter turned around and
-// its padding 2 - p; channels_last and NCHW. Matrices: transforms.h; how the work is cut and what it costs: cut.h.
+// Winograd convolution, F(2x2,3x3), F(4x4,3x3) and F(2x2,5x5): fprop, and dgrad as fprop of dy with the filter turned
+// around and its padding r - 1 - p; channels_last and NCHW. Matrices: transforms.h; how the work is cut and what it
+// costs: cut.h.
 //
-// A tile of m x m outputs reads (m + 2)^2 pixels. With their transform V, the filter's U and the product of each
+// A tile of m x m outputs reads (m + r - 1)^2 pixels. With their transform V, the filter's U and the product of each
 // frequency M = V·U (16 or 36 matrix products of tiles x input channels x output channels, by the register tile of
-// igemm) an output takes 4 multiplications a channel instead of 9, or 2.25.
+// igemm) an output of 3x3 taps takes 4 multiplications a channel instead of 9, or 2.25, one of 5x5 taps 9 instead of 25.
 //
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products, the
 //               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56
@@ -24,6 +25,11 @@
 // Bytes: x and y once, U (4 or 16/9·... the filter) written and read once a block, or V read once a panel. Nothing
 // derived from a weight outlives the call: the filter's transform is part of the time, most of it on the smallest maps.
 // NCHW is staged, runs of 8 tiles at a time, through transposes in registers on the way in and out.
+//
+// F(2x2,5x5), predicted 25/9 of igemm's products and transforms of as many pixels a tile as F(4x4,3x3) for a quarter of
+// the outputs: about twice igemm. Measured on two Zen 5 cores (2026-11-23, ms, this / igemm / torch's channels_last):
+// AlexNet's 64->192@27, batch 1 0.49 / 0.92 / 1.53, batch 8 3.6 / 7.4 / 8.3 (NCHW 3.8, im2col 8.1, torch 10.0), dgrad
+// 3.6 / 7.6; 16->32@28 0.036 / 0.049 / 0.076, 48->128@7 0.036 / 0.046 / 0.104.
 //
 // Every sum runs over the input channels in one order, 128 at a time: neither the cut nor the threads show in the bits.
 //
