@@ -37,6 +37,7 @@ CENTRE = {"batch": 1, "map": 28, "channels": 64}
 FAMILIES = {
     "3x3": ("n{batch}c{channels}h{map}w{map}_k{channels}r3s3_p1_f32nhwc", CENTRE),
     "1x1": ("n{batch}c{channels}h{map}w{map}_k{channels}r1s1_f32nhwc", CENTRE),
+    "5x5": ("n{batch}c{channels}h{map}w{map}_k{channels}r5s5_p2_f32nhwc", CENTRE),
     "3x3 stride 2": ("n{batch}c{channels}h{map}w{map}_k{channels}r3s3_u2_p1_f32nhwc", CENTRE),
     "grouped 3x3": (  # 32 groups, of so many channels each
         "n{batch}c{of_32_groups}h{map}w{map}_k{of_32_groups}r3s3_p1_g32_f32nhwc",

@@ -4,7 +4,8 @@
 //
 // A tile of m x m outputs reads (m + r - 1)^2 pixels. With their transform V, the filter's U and the product of each
 // frequency M = V·U (16 or 36 matrix products of tiles x input channels x output channels, by the register tile of
-// igemm) an output of 3x3 taps takes 4 multiplications a channel instead of 9, or 2.25, one of 5x5 taps 9 instead of 25.
+// igemm) an output of 3x3 taps takes 4 multiplications a channel instead of 9, or 2.25, one of 5x5 taps 9 instead
+// of 25.
 //
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products, the
 //               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56
