@@ -95,11 +95,12 @@ def _narrow(classifier: nn.Sequential, hidden: int) -> None:
 
 
 def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:
-    """Random values that keep activations near 1 from the first layer to the last."""
+    """Random values that let activations neither grow nor vanish: larger ones would saturate the sigmoids of
+    squeeze-and-excitation, through which rounding grows from block to block."""
     if value.dtype == torch.int64:  # num_batches_tracked
         value.zero_()
     elif value.dim() > 1:
-        value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
+        value.normal_(std=value[0].numel() ** -0.5, generator=generator)
     elif key.endswith(("running_var", "weight")):
         value.uniform_(0.5, 1.5, generator=generator)
     else:
