@@ -20,6 +20,7 @@ from fastconv.models import (  # noqa: F401
     efficientnet,
     efficientnet_lite,
     fcn,
+    fcn_resnet,
     googlenet,
     lenet,
     mobilenet_v1,

@@ -60,6 +60,8 @@ def reference(name: str, **options) -> nn.Module:
         return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"), **options)
     if name == "mobilenet_v1":
         return timm().create_model("mobilenetv1_100", **options)
+    if name == "fcn_resnet50":
+        return torchvision().models.get_model(name, weights=None, weights_backbone=None, aux_loss=True, **options)
     if name == "googlenet":  # its own initial weights take seconds
         options = {"init_weights": False, **options}
     return getattr(torchvision().models, name)(**options)
@@ -105,6 +107,13 @@ def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:
         value.uniform_(0.5, 1.5, generator=generator)
     else:
         value.normal_(std=0.1, generator=generator)
+
+
+def stacked(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
+    """All logits of a network: those of its auxiliary classifiers are of the same shape."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.stack(list(output.values() if isinstance(output, dict) else output))
 
 
 def image_batch(size: int = 64) -> Tensor:

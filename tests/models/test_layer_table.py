@@ -25,6 +25,7 @@ TOLD_FIELDS = (
     "densenet121",
     "densenet40_cifar",
     "efficientnet_lite0",
+    "fcn_resnet50",
     "googlenet",
     "googlenet_2014",
     "lenet5",
