@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastconv.models import create_model, layer_table, model_info
+from fastconv.models import create_model, layer_table, list_models, model_info
 from fastconv.models.layer_table import LayerTable
-from tests.models.references import reference
+from tests.models.references import quick, reference
 from tests.models.thin import THIN
 
 # Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks, Distill 2019, table 1.
@@ -120,7 +120,9 @@ def test_the_formula_holds_for_every_geometry():
                 checked(nn.Sequential(layer), torch.empty(1, 1, height, width))
 
 
-@pytest.mark.parametrize("name", ["alexnet_2012", "googlenet_2014", "lenet5", "resnet50", "vgg16", "zfnet"])
+@pytest.mark.parametrize(
+    "name", quick(list_models(), ("alexnet_2012", "googlenet_2014", "lenet5", "resnet50", "vgg16", "zfnet"))
+)
 def test_whole_networks_have_their_stated_totals(name: str):
     info = model_info(name)
     with torch.device("meta"):
