@@ -137,7 +137,7 @@ class MBConvBlock(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite, [N, 3, H, W] -> logits [N, num_classes].
+    """EfficientNet-Lite, [N, 3, H, W] -> logits [N, num_classes]; made for images of the sides below.
 
     Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, 2019, sections 3 and 4,
     table 1; without squeeze-and-excitation and with ReLU6 instead of swish, stem and head unscaled: Liu,

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 _SHOWN_KEYS = 3  # how many names an error lists
 
 
+class CheckpointMismatch(RuntimeError):
+    """Weights of another network: names or shapes differ."""
+
+
 class _Package(NamedTuple):
     """A package on the Python package index that carries a checkpoint, and the file inside it."""
 
@@ -70,7 +74,7 @@ def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | os.
     """`load_weights` with what has been read from `path`."""
     problems = _differences(model.state_dict(), state)
     if problems:
-        raise RuntimeError(f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
+        raise CheckpointMismatch(f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
     model.load_state_dict(state)
     return model
 

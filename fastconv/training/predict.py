@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.models import coco_labels, imagenet_labels, load_weights, pretrained_path
+from fastconv.models import coco_labels, imagenet_labels, pretrained_path
 from fastconv.models.detection import Detections
 from fastconv.models.images import load_image, read_pixels
 from fastconv.models.registry import create_model, list_models, model_info
-from fastconv.models.weights import adopt_weights, read_weights
+from fastconv.models.weights import CheckpointMismatch, adopt_weights, read_weights
 from fastconv.training import checkpoint
 from fastconv.training.augment import central, resize, ten_crops
 from fastconv.training.loader import normalize
@@ -127,8 +128,7 @@ def _on_coco(path: str | os.PathLike, layers: str) -> Detector:
     epsilon."""
     info = model_info(_ON_COCO)
 
-    def read() -> nn.Module:
-        state = read_weights(path)
+    def adopted(state: Mapping[str, Tensor]) -> nn.Module:
         counted = any(key.endswith("num_batches_tracked") for key in state)
         options = {} if counted else {"norm_eps": 0.0}
         return adopt_weights(create_model(_ON_COCO, layers=layers, **options), state, path)
@@ -140,12 +140,16 @@ def _on_coco(path: str | os.PathLike, layers: str) -> Detector:
         x = normalize(image, info.normalization).unsqueeze(0)
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
-    return Detector(_used(read, path), coco_labels(), view, "published weights")
+    return Detector(_used(adopted, path), coco_labels(), view, "published weights")
 
 
 def _published(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Predictor:
     info = model_info(name)
-    networks = [_used(lambda path=path: load_weights(create_model(name, layers=layers), path), path) for path in paths]
+
+    def adopted(state: Mapping[str, Tensor], path: str | os.PathLike) -> nn.Module:
+        return adopt_weights(create_model(name, layers=layers), state, path)
+
+    networks = [_used(partial(adopted, path=path), path) for path in paths]
 
     def view(source: object, ten: bool) -> Tensor:
         if not ten:
@@ -156,14 +160,16 @@ def _published(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Pr
     return Predictor(tuple(networks), classes, view, "published weights")
 
 
-def _used(read: Callable[[], nn.Module], path: str | os.PathLike) -> nn.Module:
-    """What `read` makes of the weights in `path`, in eval mode; whatever it raises as one sentence."""
+def _used(adopted: Callable[[Mapping[str, Tensor]], nn.Module], path: str | os.PathLike) -> nn.Module:
+    """What `adopted` makes of the weights in `path`, in eval mode; a ValueError in one sentence where it cannot."""
     try:
-        return read().eval()
+        return adopted(read_weights(path)).eval()
     except FileNotFoundError:
         raise ValueError(f"There is no checkpoint {path}.") from None
-    except Exception as error:  # unpicklers raise many kinds for a damaged file
-        raise ValueError(f"The checkpoint {path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+    except (ImportError, TypeError, CheckpointMismatch) as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # readers raise many kinds for a damaged file, and advice that is none here
+        raise ValueError(f"The checkpoint {path} is damaged, or holds more than weights.") from error
 
 
 def _trained(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Predictor:

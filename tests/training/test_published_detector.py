@@ -87,7 +87,7 @@ def test_norms_that_were_trained_keep_their_epsilon(tmp_path: Path):
 
 BAD = {
     "nothing.pth": "There is no checkpoint",
-    "cut.pth": "cannot be used",
+    "cut.pth": "is damaged, or holds more than weights.",
     "other.pth": "does not fit FasterRCNN",
     "cut.safetensors": "is damaged or no safetensors file",
 }
