@@ -80,7 +80,7 @@ def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Mo
     generator = torch.Generator().manual_seed(0)
     theirs = theirs.to_empty(device="cpu")
     for key, value in theirs.state_dict().items():
-        _fill(key, value, generator)
+        fill(key, value, generator)
     ours = ours.to_empty(device="cpu")
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -96,7 +96,7 @@ def _narrow(classifier: nn.Sequential, hidden: int) -> None:
         classifier[index] = nn.Linear(inputs, outputs)
 
 
-def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:
+def fill(key: str, value: Tensor, generator: torch.Generator) -> None:
     """Random values that let activations neither grow nor vanish: larger ones would saturate the sigmoids of
     squeeze-and-excitation, through which rounding grows from block to block."""
     if value.dtype == torch.int64:  # num_batches_tracked

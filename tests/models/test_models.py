@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastconv.models
 import fastconv.nn
 from fastconv.models import create_model, list_models, model_info
-from fastconv.models.efficientnet_lite import same_padding
+from fastconv.models.efficientnet_lite import from_timm, same_padding
 from fastconv.models.registry import register
 from tests.models.references import (
     LAYERS,
     NAMES,
     PUBLISHED,
     TOLERANCE,
+    fill,
     image_batch,
     quick,
     randomized_pair,
@@ -31,7 +32,7 @@ from tests.models.references import (
     stacked,
 )
 from tests.models.thin import logits
-from tests.third_party import torchvision
+from tests.third_party import timm, torchvision
 
 # The networks that are always run, not only built; the full count runs the others. Each block type, with and without
 # batch norm, and Lite2 because
@@ -245,6 +246,22 @@ def test_efficientnet_lite_takes_its_padding_from_image_size(layers: str):
     x = torch.randn(1, 3, 75, 75, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert relative_error(ours.eval()(x), theirs.eval()(x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", quick([f"efficientnet_lite{i}" for i in range(5)], ("efficientnet_lite0",)))
+def test_efficientnet_lite_takes_timms_weights(name: str):
+    """At the size that ours is padded for; timm pads for whatever comes. Its tf_ networks are TensorFlow's."""
+    with torch.device("meta"):
+        ours, theirs = create_model(name), timm().create_model(f"tf_{name}")
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (network.to_empty(device="cpu").eval() for network in (ours, theirs))
+    for key, value in theirs.state_dict().items():
+        fill(key, value, generator)
+    shuffled = dict(sorted(theirs.state_dict().items()))  # as safetensors gives them
+    ours.load_state_dict(from_timm(shuffled))
+    x = torch.randn(1, 3, *2 * [model_info(name).image_size], generator=generator)
+    with torch.no_grad():
+        assert relative_error(ours(x), theirs(x)) <= TOLERANCE
 
 
 def test_same_padding_puts_the_odd_pixel_behind():
