@@ -58,7 +58,8 @@ def _clock(name: str, seconds: float) -> Clocked:
             model = create_model(name, layers=layers).eval()
             model.load_state_dict(weights)
             model, x = model.to(memory_format=layout), image.to(memory_format=layout)
-            results[way] = model(x)
+            result = model(x)
+            results[way] = result["out"] if isinstance(result, dict) else result
             ways[way] = lambda model=model, x=x: model(x)
         timings = in_turns(ways, seconds)
     expected, ours = results["torch"], results["fastconv"]

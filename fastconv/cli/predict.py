@@ -17,7 +17,8 @@ def predict(
     model: Annotated[str, Argument(help="One of 'fastconv models'.")],
     image: Annotated[list[Path], Argument(help="Pictures.")],
     checkpoint: Annotated[
-        list[Path] | None, Option(help="Trained weights; several are an ensemble. Published ones when not said.")
+        list[Path] | None,
+        Option(help="Weights of training, or published ones; several are an ensemble. A package's when not said."),
     ] = None,
     top: Annotated[int, Option(help="Classes shown for each picture.")] = 5,
     ten_crops: Annotated[bool, Option("--ten-crops", help="Average over corners, middle and mirror images.")] = False,

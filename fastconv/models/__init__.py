@@ -20,6 +20,7 @@ from fastconv.models import (  # noqa: F401
     efficientnet,
     efficientnet_lite,
     fcn,
+    fcn_resnet,
     googlenet,
     lenet,
     mobilenet_v1,
@@ -33,13 +34,14 @@ from fastconv.models import (  # noqa: F401
 )
 from fastconv.models.fully_convolutional import to_fully_convolutional
 from fastconv.models.images import load_image, sample_photographs
-from fastconv.models.labels import imagenet_labels
+from fastconv.models.labels import coco_labels, imagenet_labels
 from fastconv.models.layer_table import layer_table
 from fastconv.models.registry import ModelInfo, create_model, list_models, model_info
 from fastconv.models.weights import load_weights, pretrained_path
 
 __all__ = [
     "ModelInfo",
+    "coco_labels",
     "create_model",
     "imagenet_labels",
     "layer_table",

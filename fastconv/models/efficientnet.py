@@ -110,12 +110,12 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet, [N, 3, H, W] -> logits [N, num_classes].
+    """EfficientNet, [N, 3, H, W] -> logits [N, num_classes]; made for images of the sides below.
 
     Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, 2019, sections 3 and 4, table 1.
     Image side, parameters / multiply-adds: B0 224, 5.3 M / 0.39 G; B1 240, 7.8 M / 0.69 G; B2 288 (in the paper
     260), 9.1 M / 1.09 G; B3 300, 12.2 M / 1.83 G; B4 380, 19.3 M / 4.39 G; B5 456, 30.4 M / 10.27 G; B6 528,
-    43.0 M / 19.07 G; B7 600, 66.3 M / 37.75 G. The squeezes make every output see the whole image.
+    43.0 M / 19.07 G; B7 600, 66.3 M / 37.75 G. Receptive field: all of the image, by the squeezes.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""EfficientNet-Lite0 to 4. State-dict keys are those of the package efficientnet_lite_pytorch.
+"""EfficientNet-Lite0 to 4. State-dict keys are those of the package efficientnet_lite_pytorch; `from_timm`
+makes them of timm's.
 
 Padding is TensorFlow's "same": the output has ceil(size / stride) pixels, and where the padding is odd the
 extra pixel goes to the bottom and the right. It is fixed when the model is built, from `image_size`; other
@@ -9,6 +10,7 @@ the asymmetric one, in layers with stride 2, costs a separate pad layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from types import ModuleType
 from typing import NamedTuple
@@ -137,7 +139,7 @@ class MBConvBlock(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite, [N, 3, H, W] -> logits [N, num_classes].
+    """EfficientNet-Lite, [N, 3, H, W] -> logits [N, num_classes]; made for images of the sides below.
 
     Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, 2019, sections 3 and 4,
     table 1; without squeeze-and-excitation and with ReLU6 instead of swish, stem and head unscaled: Liu,
@@ -216,6 +218,35 @@ def scaled_channels(channels: int, width: float) -> int:
     rounded = int(scaled + _CHANNEL_MULTIPLE / 2) // _CHANNEL_MULTIPLE * _CHANNEL_MULTIPLE
     rounded = max(_CHANNEL_MULTIPLE, rounded)
     return rounded if rounded >= 0.9 * scaled else rounded + _CHANNEL_MULTIPLE
+
+
+# timm's names of a block's layers, in its first stage, which does not expand, and in the others.
+_TIMM_FIRST = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+_TIMM_BLOCK = {
+    **{"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"},
+    **{"conv_pwl": "_project_conv", "bn3": "_bn2"},
+}
+_TIMM = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+
+
+def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of timm's `tf_efficientnet_liteN` under the names of `efficientnet_liteN`.
+
+    "blocks.S.B." is block B of stage S there; here all blocks are counted through.
+    """
+    places = sorted({tuple(map(int, key.split(".")[1:3])) for key in state if key.startswith("blocks.")})
+    numbers = {place: number for number, place in enumerate(places)}
+    renamed = {}
+    for key, value in state.items():
+        part, *rest = key.split(".")
+        if part == "blocks":
+            stage, block, layer, *rest = rest
+            names = _TIMM_BLOCK if int(stage) else _TIMM_FIRST
+            part = f"_blocks.{numbers[int(stage), int(block)]}.{names[layer]}"
+        else:
+            part = _TIMM[part]
+        renamed[".".join([part, *rest])] = value
+    return renamed
 
 
 _VARIANTS = {

@@ -113,7 +113,7 @@ class _Walk(fx.Interpreter):
         layer = layer_of(self.module, node)
         views = _join(self.views[other] for other in maps) if maps else (View(), View())
         output = result[0] if isinstance(result, tuple) else result  # a pool's output, beside its indices
-        source = self.env[maps[0]] if maps else output
+        source = _source([self.env[other] for other in maps], output)
         views = _after_layer(layer, views, source) if layer else _after_function(node, views, source, output)
         self.views[node] = views
         join = len(tensors) > 1 and maps and not isinstance(node.target, type)  # a type names results, and joins none
@@ -139,6 +139,13 @@ class _Walk(fx.Interpreter):
         new = [value for value in held if value.requires_grad and id(value) not in self.counted]
         self.counted |= {id(value) for value in new}
         return sum(value.numel() for value in new)
+
+
+def _source(maps: list[Any], output: Any) -> Any:
+    """Of what a layer or function reads, the map of the output's size: a factor for each channel has one pixel."""
+    if isinstance(output, Tensor):
+        maps = sorted(maps, key=lambda one: not isinstance(one, Tensor) or one.shape[-2:] != output.shape[-2:])
+    return maps[0] if maps else output
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -172,6 +172,7 @@ class MLP(nn.Module):
 
     LeCun et al. 1998, section III.C.4: 28x28-300-100-10, here with ReLU. 266,610 parameters, 266,200
     multiply-adds: four times the parameters of LeNet-5 and fewer products, since no weight is used twice.
+    Receptive field of every unit: the whole image.
     """
 
     def __init__(self, layers: ModuleType, *, num_classes: int = _DIGITS) -> None:

@@ -28,9 +28,9 @@ class ModelInfo:
     `build(layers, **kwargs)` constructs it with the convolution and pooling classes of the module `layers`.
     `parameters` counts trainable values; `multiply_adds` counts those of all convolutions and linear layers
     for one `image_size` x `image_size` image in eval mode. The image has as many channels as `normalization`.
-    The output is [N, classes], or [N, classes, H, W] where the network is `dense`: a class for every pixel. A
-    detector (`boxes`) is a `fastconv.models.detection.Detector`; the products of one that searches regions are those
-    for as many regions as it looks at.
+    The output is [N, classes], or [N, classes, H, W] where the network is `dense`: a class for every pixel (of
+    `fcn_resnet50` a dict whose "out" is that). A detector (`boxes`) is a `fastconv.models.detection.Detector`; the
+    products of one that searches regions are those for as many regions as it looks at.
     """
 
     name: str

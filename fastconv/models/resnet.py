@@ -22,8 +22,8 @@ _STAGE_WIDTHS = (64, 128, 256, 512)
 Shortcut = Literal["zero_pad", "projection", "all_projections", "none"]
 
 
-def _conv3x3(layers: ModuleType, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return layers.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+def _conv3x3(layers: ModuleType, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    return layers.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
 def _conv1x1(layers: ModuleType, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -56,13 +56,19 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, layers: ModuleType, in_channels: int, width: int, stride: int, shortcut: Shortcut = "projection"
+        self,
+        layers: ModuleType,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: Shortcut = "projection",
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(layers, in_channels, width, stride)
+        self.conv1 = _conv3x3(layers, in_channels, width, stride, dilation)
         self.bn1 = layers.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv3x3(layers, width, width)
+        self.conv2 = _conv3x3(layers, width, width, dilation=dilation)
         self.bn2 = layers.BatchNorm2d(width)
         self.residual = shortcut != "none"
         self.downsample = _shortcut(layers, shortcut, in_channels, width, stride)
@@ -84,13 +90,19 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, layers: ModuleType, in_channels: int, width: int, stride: int, shortcut: Shortcut = "projection"
+        self,
+        layers: ModuleType,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: Shortcut = "projection",
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = _conv1x1(layers, in_channels, width)
         self.bn1 = layers.BatchNorm2d(width)
-        self.conv2 = _conv3x3(layers, width, width, stride)
+        self.conv2 = _conv3x3(layers, width, width, stride, dilation)
         self.bn2 = layers.BatchNorm2d(width)
         self.conv3 = _conv1x1(layers, width, out_channels)
         self.bn3 = layers.BatchNorm2d(out_channels)
@@ -123,10 +135,19 @@ class ResNet(nn.Module):
     Parameters / multiply-adds at 224x224: ResNet-18 11.7 M / 1.81 G, -34 21.8 M / 3.66 G,
     -50 25.6 M / 4.09 G, -101 44.5 M / 7.80 G, -152 60.2 M / 11.51 G. Receptive field of the last block 435, 899,
     427, 971, 1451. The plain networks of 18 and 34 layers, which have no shortcuts, are `plain18` and `plain34`.
+
+    `replace_stride_with_dilation` tells of stages 2 to 4 which keep their input's size: what would be their stride
+    spreads the windows behind it instead (Yu, Koltun: Multi-Scale Context Aggregation by Dilated Convolutions, 2015).
     """
 
     def __init__(
-        self, layers: ModuleType, variant: Variant, *, num_classes: int = 1000, shortcut: Shortcut | None = None
+        self,
+        layers: ModuleType,
+        variant: Variant,
+        *,
+        num_classes: int = 1000,
+        shortcut: Shortcut | None = None,
+        replace_stride_with_dilation: tuple[bool, bool, bool] = (False, False, False),
     ) -> None:
         super().__init__()
         shortcut = check_shortcut(variant.shortcut if shortcut is None else shortcut)
@@ -135,13 +156,14 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = layers.MaxPool2d(3, stride=2, padding=1)
 
-        channels = _STEM_CHANNELS
-        for stage, (width, depth) in enumerate(zip(_STAGE_WIDTHS, variant.depths, strict=True), start=1):
-            blocks = []
-            for index in range(depth):
-                stride = 2 if index == 0 and stage > 1 else 1  # stage 1 follows the max pool
-                blocks.append(variant.block(layers, channels, width, stride, shortcut))
-                channels = width * variant.block.expansion
+        channels, dilation = _STEM_CHANNELS, 1
+        stages = zip(_STAGE_WIDTHS, variant.depths, (False, *replace_stride_with_dilation), strict=True)
+        for stage, (width, depth, dilated) in enumerate(stages, start=1):
+            stride = 1 if stage == 1 or dilated else 2  # stage 1 follows the max pool
+            blocks = [variant.block(layers, channels, width, stride, shortcut, dilation)]
+            channels = width * variant.block.expansion
+            dilation *= 2 if dilated else 1
+            blocks += [variant.block(layers, channels, width, 1, shortcut, dilation) for _ in range(depth - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
 
         self.avgpool = layers.AdaptiveAvgPool2d(1)
@@ -155,6 +177,23 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
+class ResNetMaps(ResNet):
+    """ResNet without its classifier: [N, 3, H, W] -> the maps of its four stages, strides 4, 8, 16 and 32."""
+
+    def __init__(self, layers: ModuleType, variant: Variant, **options) -> None:
+        super().__init__(layers, variant, **options)
+        self.channels = self.fc.in_features
+        del self.avgpool, self.fc
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
 def check_shortcut(shortcut: str) -> Shortcut:
     """`shortcut` itself; a ValueError that names the kinds if it is none of them."""
     if shortcut not in get_args(Shortcut):
@@ -163,7 +202,7 @@ def check_shortcut(shortcut: str) -> Shortcut:
     return shortcut
 
 
-_VARIANTS = {
+VARIANTS = {
     "resnet18": Variant(BasicBlock, (2, 2, 2, 2), 11_689_512, 1_814_073_344),
     "resnet34": Variant(BasicBlock, (3, 4, 6, 3), 21_797_672, 3_663_761_408),
     "resnet50": Variant(Bottleneck, (3, 4, 6, 3), 25_557_032, 4_089_184_256),
@@ -173,7 +212,7 @@ _VARIANTS = {
     "plain34": Variant(BasicBlock, (3, 4, 6, 3), 21_623_848, 3_644_493_824, "none"),
 }
 
-for _name, _variant in _VARIANTS.items():
+for _name, _variant in VARIANTS.items():
     register(
         ModelInfo(
             name=_name,

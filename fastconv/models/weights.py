@@ -18,6 +18,10 @@ from torch import Tensor, nn
 _SHOWN_KEYS = 3  # how many names an error lists
 
 
+class CheckpointMismatch(RuntimeError):
+    """Weights of another network: names or shapes differ."""
+
+
 class _Package(NamedTuple):
     """A package on the Python package index that carries a checkpoint, and the file inside it."""
 
@@ -52,15 +56,25 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     A name that ends in ".safetensors" is read by safetensors, any other by torch. Keys and shapes must be the
     model's own; otherwise a RuntimeError says what differs and the model keeps its weights.
     """
+    return adopt_weights(model, read_weights(path), path)
+
+
+def read_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
+    """The state dict in `path`; a TypeError if it holds something else."""
     path = Path(path)
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TypeError(
             f"The checkpoint {path} must hold a state dict, a mapping of names to tensors; it holds {_describe(state)}."
         )
+    return state
+
+
+def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike) -> nn.Module:
+    """`load_weights` with what has been read from `path`."""
     problems = _differences(model.state_dict(), state)
     if problems:
-        raise RuntimeError(f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
+        raise CheckpointMismatch(f"The checkpoint {path} does not fit {type(model).__name__}: {'; '.join(problems)}.")
     model.load_state_dict(state)
     return model
 

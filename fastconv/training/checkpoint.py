@@ -73,6 +73,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def has_state(path: str | os.PathLike) -> bool:
     """Whether `path` is a safetensors file of a training run, and not weights alone."""
     library = _safetensors()
+    if not Path(path).is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
             return _KEY in (file.metadata() or {})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.models import imagenet_labels, load_weights, pretrained_path
+from fastconv.models import coco_labels, imagenet_labels, pretrained_path
 from fastconv.models.detection import Detections
-from fastconv.models.images import Normalization, load_image, read_pixels
+from fastconv.models.images import load_image, read_pixels
 from fastconv.models.registry import create_model, list_models, model_info
+from fastconv.models.weights import CheckpointMismatch, adopt_weights, read_weights
 from fastconv.training import checkpoint
 from fastconv.training.augment import central, resize, ten_crops
 from fastconv.training.loader import normalize
@@ -21,6 +24,8 @@ from fastconv.training.loader import normalize
 _IMAGENET_CLASSES = 1000
 _SURE = 0.5  # score above which a detection is reported
 _FULL_RANGE = 255
+_ON_COCO = "fasterrcnn_resnet50_fpn"  # whose weights torchvision publishes
+_SHORTER, _LONGER = 800, 1333  # at most, of the pictures these see
 
 
 @dataclass(frozen=True)
@@ -77,47 +82,74 @@ def load_predictor(name: str, paths: Sequence[str | os.PathLike] = (), *, layers
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained detector: a picture -> what was found in it, with boxes in the picture's own pixels."""
+    """A trained detector: a picture -> what was found in it, with boxes in the picture's own pixels.
+
+    `view(picture)` makes [3, H, W] the network's input.
+    """
 
     network: nn.Module
     classes: tuple[str, ...]
-    size: int
-    normalization: Normalization
+    view: Callable[[Tensor], Tensor]
     told: str
 
     @torch.no_grad()
     def __call__(self, source: str | os.PathLike, *, score: float = _SURE) -> Detections:
         """Detections surer than `score`, the surest first."""
         image = _unit(source, channels=3)
-        height, width = image.shape[1:]
-        x = normalize(resize(image, self.size, self.size), self.normalization).unsqueeze(0)
+        x = self.view(image)
         (found,) = self.network.detect(self.network(x), score=score)
-        scale = torch.tensor([width, height, width, height]) / self.size
-        return found._replace(boxes=found.boxes * scale)
+        height, width = (own / seen for own, seen in zip(image.shape[1:], x.shape[2:], strict=True))
+        return found._replace(boxes=found.boxes * torch.tensor([width, height, width, height]))
 
 
 def load_detector(name: str, path: str | os.PathLike, *, layers: str = "fastconv") -> Detector:
-    """The detector `name` with the weights of a training checkpoint; a CheckpointError where it does not fit."""
+    """The detector `name` with the weights in `path`; a ValueError in one sentence where they do not fit.
+
+    `path` is a checkpoint of training, or torchvision's state dict of `fasterrcnn_resnet50_fpn` on COCO.
+    """
     info = model_info(name)
     if not info.boxes:
         known = ", ".join(other for other in list_models() if model_info(other).boxes)
         raise ValueError(f"The argument name={name!r} is not the name of a detector; there are {known}.")
+    if name == _ON_COCO and not (Path(path).suffix == ".safetensors" and checkpoint.has_state(path)):
+        return _on_coco(path, layers)
     weights, state, (classes, size, _) = _read_trained(name, path)
     network = create_model(name, layers=layers, num_classes=len(classes))
     _load(network, weights, name, path)
-    return Detector(network, classes, size, info.normalization, f"trained on {state['job']['data']}")
+
+    def view(image: Tensor) -> Tensor:
+        return normalize(resize(image, size, size), info.normalization).unsqueeze(0)
+
+    return Detector(network, classes, view, f"trained on {state['job']['data']}")
+
+
+def _on_coco(path: str | os.PathLike, layers: str) -> Detector:
+    """Torchvision's detector as it publishes it: its sizes, and frozen batch norms, which count no batches, without an
+    epsilon."""
+    info = model_info(_ON_COCO)
+
+    def adopted(state: Mapping[str, Tensor]) -> nn.Module:
+        counted = any(key.endswith("num_batches_tracked") for key in state)
+        options = {} if counted else {"norm_eps": 0.0}
+        return adopt_weights(create_model(_ON_COCO, layers=layers, **options), state, path)
+
+    def view(image: Tensor) -> Tensor:
+        sides = image.shape[1:]
+        scale = min(_SHORTER / min(sides), _LONGER / max(sides))
+        size = [int(side * scale) for side in sides]
+        x = normalize(image, info.normalization).unsqueeze(0)
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+    return Detector(_used(adopted, path), coco_labels(), view, "published weights")
 
 
 def _published(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Predictor:
     info = model_info(name)
-    networks = []
-    for path in paths:
-        try:
-            networks.append(load_weights(create_model(name, layers=layers), path).eval())
-        except FileNotFoundError:
-            raise ValueError(f"There is no checkpoint {path}.") from None
-        except Exception as error:  # unpicklers raise many kinds for a damaged file
-            raise ValueError(f"The checkpoint {path} cannot be used: {' '.join(str(error).split())[:300]}") from error
+
+    def adopted(state: Mapping[str, Tensor], path: str | os.PathLike) -> nn.Module:
+        return adopt_weights(create_model(name, layers=layers), state, path)
+
+    networks = [_used(partial(adopted, path=path), path) for path in paths]
 
     def view(source: object, ten: bool) -> Tensor:
         if not ten:
@@ -126,6 +158,18 @@ def _published(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Pr
 
     classes = imagenet_labels() if info.classes == _IMAGENET_CLASSES else tuple(map(str, range(info.classes)))
     return Predictor(tuple(networks), classes, view, "published weights")
+
+
+def _used(adopted: Callable[[Mapping[str, Tensor]], nn.Module], path: str | os.PathLike) -> nn.Module:
+    """What `adopted` makes of the weights in `path`, in eval mode; a ValueError in one sentence where it cannot."""
+    try:
+        return adopted(read_weights(path)).eval()
+    except FileNotFoundError:
+        raise ValueError(f"There is no checkpoint {path}.") from None
+    except (ImportError, TypeError, CheckpointMismatch) as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # readers raise many kinds for a damaged file, and advice that is none here
+        raise ValueError(f"The checkpoint {path} is damaged, or holds more than weights.") from error
 
 
 def _trained(name: str, paths: Sequence[str | os.PathLike], layers: str) -> Predictor:

@@ -250,6 +250,17 @@ RECIPES: dict[str, Recipe] = {
         source="Noh et al. 2015, section 4.2",
         unlike="The paper trains on crops around single objects first.",
     ),
+    "fcn_resnet50": Recipe(
+        batch=32,
+        epochs=30,
+        rate=0.02,
+        schedule=Polynomial(power=0.9),
+        decay=1e-4,
+        aux_weight=0.5,
+        augmentation=(Flip(),),
+        source="torchvision's own, after Zhao et al. 2016, section 5.1",
+        unlike="Torchvision starts from a ResNet-50 trained on ImageNet, scales pictures by 0.5 to 2 and crops them.",
+    ),
     "fcn*": Recipe(
         batch=20,
         epochs=175,

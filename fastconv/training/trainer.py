@@ -28,6 +28,8 @@ from fastconv.training.recipes import Recipe
 from fastconv.training.schedules import Watch
 from fastconv.training.team import Team
 
+Outputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # of a network: logits, or these and auxiliary ones
+
 
 @dataclass(frozen=True)
 class Job:
@@ -193,10 +195,9 @@ class Trainer:
         self.step += 1
         return counted[0] / counted[2]
 
-    def _loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, outputs: Outputs, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy, where the logits of auxiliary classifiers count by their weight; and what `Sums` adds."""
-        parts = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        recipe = self.job.recipe
+        recipe, parts = self.job.recipe, _parts(outputs)
         losses = [F.cross_entropy(part.float(), targets, label_smoothing=recipe.smoothing) for part in parts]
         loss = losses[0] + recipe.aux_weight * sum(losses[1:])
         return loss, torch.tensor([loss.item() * targets.numel(), _right(outputs, targets), targets.numel()])
@@ -227,7 +228,7 @@ class Trainer:
         model, sums = self.evaluated.eval(), Sums()
         for number in range(self.batches.held_batches):
             images, targets = self.batches.held_batch(number)
-            logits = model(images.contiguous(memory_format=torch.channels_last))
+            logits = _parts(model(images.contiguous(memory_format=torch.channels_last)))[0]
             loss = F.cross_entropy(logits, targets).item()
             sums.add(loss * targets.numel(), _right(logits, targets), targets.numel())
         total = self.team.sum(torch.tensor([sums.loss, sums.right, sums.count], dtype=torch.float64))
@@ -315,9 +316,15 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, eps=recipe.epsilon, **decay)
 
 
-def _right(outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> float:
-    logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-    return float((logits.detach().argmax(1) == targets).sum())
+def _parts(outputs: Outputs) -> tuple[Tensor, ...]:
+    """The logits, and behind them those of auxiliary classifiers where the network has given some."""
+    if isinstance(outputs, Tensor):
+        return (outputs,)
+    return tuple(outputs.values() if isinstance(outputs, dict) else outputs)
+
+
+def _right(outputs: Outputs, targets: Tensor) -> float:
+    return float((_parts(outputs)[0].detach().argmax(1) == targets).sum())
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -116,9 +116,9 @@ MISTAKES = {
     ("predict", "rcnn_small", "DIGIT", "--checkpoint", "RUN/best.safetensors"): "is one of lenet5_relu, not of rcnn_s",
     ("predict", "lenet5_relu", "DIGIT", "--out", "."): "--out is for the pictures a detector draws in",
     ("predict", "fcn8s", "DIGIT"): "gives a class for every pixel",
-    ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "nowhere.safetensors"): "is damaged or no safetensors file",
+    ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "nowhere.safetensors"): "There is no checkpoint nowhere.s",
     ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "nowhere.pth"): "There is no checkpoint nowhere.pth",
-    ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "DIGIT"): "cannot be used",
+    ("predict", "lenet5_relu", "DIGIT", "--checkpoint", "DIGIT"): "is damaged, or holds more than weights.",
     ("predict", "lenet5", "DIGIT", "--checkpoint", "RUN/best.safetensors"): "is one of lenet5_relu, not of lenet5",
     ("predict", "lenet5_relu", "BAD", "--checkpoint", "RUN/best.safetensors"): "cannot be read",
 }

@@ -60,6 +60,8 @@ def reference(name: str, **options) -> nn.Module:
         return efficientnet_lite().EfficientNet.from_name(name.replace("_", "-"), **options)
     if name == "mobilenet_v1":
         return timm().create_model("mobilenetv1_100", **options)
+    if name == "fcn_resnet50":
+        return torchvision().models.get_model(name, weights=None, weights_backbone=None, aux_loss=True, **options)
     if name == "googlenet":  # its own initial weights take seconds
         options = {"init_weights": False, **options}
     return getattr(torchvision().models, name)(**options)
@@ -78,7 +80,7 @@ def randomized_pair(name: str, layers: str, **options) -> tuple[nn.Module, nn.Mo
     generator = torch.Generator().manual_seed(0)
     theirs = theirs.to_empty(device="cpu")
     for key, value in theirs.state_dict().items():
-        _fill(key, value, generator)
+        fill(key, value, generator)
     ours = ours.to_empty(device="cpu")
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -94,16 +96,24 @@ def _narrow(classifier: nn.Sequential, hidden: int) -> None:
         classifier[index] = nn.Linear(inputs, outputs)
 
 
-def _fill(key: str, value: Tensor, generator: torch.Generator) -> None:
-    """Random values that keep activations near 1 from the first layer to the last."""
+def fill(key: str, value: Tensor, generator: torch.Generator) -> None:
+    """Random values that let activations neither grow nor vanish: larger ones would saturate the sigmoids of
+    squeeze-and-excitation, through which rounding grows from block to block."""
     if value.dtype == torch.int64:  # num_batches_tracked
         value.zero_()
     elif value.dim() > 1:
-        value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
+        value.normal_(std=value[0].numel() ** -0.5, generator=generator)
     elif key.endswith(("running_var", "weight")):
         value.uniform_(0.5, 1.5, generator=generator)
     else:
         value.normal_(std=0.1, generator=generator)
+
+
+def stacked(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
+    """All logits of a network: those of its auxiliary classifiers are of the same shape."""
+    if isinstance(output, Tensor):
+        return output
+    return torch.stack(list(output.values() if isinstance(output, dict) else output))
 
 
 def image_batch(size: int = 64) -> Tensor:

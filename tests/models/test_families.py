@@ -184,6 +184,17 @@ def test_plain_nets_are_the_residual_ones_without_shortcuts():
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize("name", ["plain34", "resnet34", "resnet20_cifar", "plain56_cifar"])
+def test_residual_and_plain_nets_start_by_he(name: str):
+    """Weights of variance 2 / (outputs * window), section 3.4 and He et al., Delving Deep into Rectifiers, 2015."""
+    torch.manual_seed(0)
+    for module in create_model(name).modules():
+        if isinstance(module, nn.Conv2d):
+            expected = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
+            few = 5 / module.weight.numel() ** 0.5  # drawn, so five of their own deviations
+            assert module.weight.std().item() == pytest.approx(expected, rel=few)
+
+
 def test_unknown_shortcut_gets_a_sentence():
     for name in ("resnet18", "resnet20_cifar"):
         with pytest.raises(ValueError, match="shortcut='A' must be one of 'zero_pad', 'projection', "):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.functional import boxes as box_functions
-from fastconv.models import create_model
+from fastconv.models import create_model, model_info
 from fastconv.models.detection.faster_rcnn import FasterRCNN
 from fastconv.models.detection.matching import NOTHING, UNSURE, Sampling, choose, draw, match
 from tests.models.references import LAYERS, relative_error
@@ -63,6 +63,17 @@ def test_keys_and_first_weights_are_torchvisions(theirs: nn.Module):
     ours = create_model("fasterrcnn_resnet50_fpn").state_dict()
     assert list(ours) == list(theirs.state_dict())
     assert all(torch.equal(ours[key], value) for key, value in theirs.state_dict().items())
+
+
+def test_counts_are_those_of_the_published_weights():
+    """There the batch norms are frozen, so theirs do not count."""
+    weights = torchvision().models.get_model_weights("fasterrcnn_resnet50_fpn").COCO_V1
+    info = model_info("fasterrcnn_resnet50_fpn")
+    with torch.device("meta"):
+        norms = [m for m in create_model(info.name).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert info.parameters - sum(2 * norm.num_features for norm in norms) == weights.meta["num_params"]
+    assert info.multiply_adds / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.006)  # given in 0.01 G
+    assert info.classes + 1 == len(weights.meta["categories"])
 
 
 @pytest.mark.parametrize("layers", LAYERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastconv.models import create_model, layer_table, model_info
+from fastconv.models import ModelInfo, create_model, layer_table, list_models, model_info
 from fastconv.models.layer_table import LayerTable
-from tests.models.references import reference
+from tests.models.references import quick, reference
+from tests.models.test_behaviour import class_of
 from tests.models.thin import THIN
 
 # Araujo, Norris, Sim: Computing Receptive Fields of Convolutional Neural Networks, Distill 2019, table 1.
@@ -25,6 +27,7 @@ TOLD_FIELDS = (
     "densenet121",
     "densenet40_cifar",
     "efficientnet_lite0",
+    "fcn_resnet50",
     "googlenet",
     "googlenet_2014",
     "lenet5",
@@ -119,7 +122,9 @@ def test_the_formula_holds_for_every_geometry():
                 checked(nn.Sequential(layer), torch.empty(1, 1, height, width))
 
 
-@pytest.mark.parametrize("name", ["alexnet_2012", "googlenet_2014", "lenet5", "resnet50", "vgg16", "zfnet"])
+@pytest.mark.parametrize(
+    "name", quick(list_models(), ("alexnet_2012", "googlenet_2014", "lenet5", "resnet50", "vgg16", "zfnet"))
+)
 def test_whole_networks_have_their_stated_totals(name: str):
     info = model_info(name)
     with torch.device("meta"):
@@ -156,6 +161,38 @@ def test_docstrings_give_the_receptive_field(name: str):
         table = layer_table(create_model(name), torch.empty(1, info.channels, info.image_size, info.image_size))
     told = build.__doc__.lower().split("receptive field")[-1]
     assert str(int(field_of_last_window(table))) in told
+
+
+def classes_of_networks() -> dict[type[nn.Module], list[ModelInfo]]:
+    found: dict[type[nn.Module], list[ModelInfo]] = {}
+    for name in list_models():
+        found.setdefault(class_of(model_info(name).build), []).append(model_info(name))
+    return found
+
+
+@pytest.mark.parametrize("network", classes_of_networks(), ids=lambda network: network.__name__)
+def test_docstrings_tell_paper_size_counts_and_field(network: type[nn.Module]):
+    """The year of a paper, and of one network at least the image's side and the counts, rounded or not."""
+    told, infos = network.__doc__, classes_of_networks()[network]
+    assert re.search(r"\b(19|20)\d\d\b", told)
+    assert "receptive field" in told.lower() or "field of a region" in told
+    assert any(re.search(rf"\b{info.image_size}\b|{info.image_size}x", told) for info in infos)
+    for counts in ([info.parameters for info in infos], [info.multiply_adds for info in infos]):
+        assert any(text in told for count in counts for text in spelled(count)), counts
+
+
+def spelled(count: int) -> list[str]:
+    units = {"M": 1e6, "G": 1e9, "T": 1e12}
+    return [f"{count:,}", *(f"{count / unit:.{n}f} {key}" for key, unit in units.items() for n in range(4))]
+
+
+def test_a_factor_for_each_channel_keeps_the_map_and_sees_all():
+    """Squeeze-and-excitation: its product has the map's size, and behind it every value sees the whole image."""
+    with torch.device("meta"):
+        rows = layer_table(THIN["efficientnet"].model(), torch.empty(1, 3, 64, 96)).rows
+    product = next(row for row in rows if row.kind == "mul")
+    assert product.input_shape == product.output_shape
+    assert all(math.isinf(row.views[0].field) for row in rows[rows.index(product) :])
 
 
 def measured_field(layers: nn.Module, size: int) -> tuple[int, float]:

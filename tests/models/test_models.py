@@ -16,20 +16,23 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastconv.models
 import fastconv.nn
 from fastconv.models import create_model, list_models, model_info
-from fastconv.models.efficientnet_lite import same_padding
+from fastconv.models.efficientnet_lite import from_timm, same_padding
 from fastconv.models.registry import register
 from tests.models.references import (
     LAYERS,
     NAMES,
     PUBLISHED,
     TOLERANCE,
+    fill,
     image_batch,
     quick,
     randomized_pair,
     reference,
     relative_error,
+    stacked,
 )
-from tests.third_party import torchvision
+from tests.models.thin import logits
+from tests.third_party import timm, torchvision
 
 # The networks that are always run, not only built; the full count runs the others. Each block type, with and without
 # batch norm, and Lite2 because
@@ -40,6 +43,7 @@ RUN_NAMES = (
     "efficientnet_b0",
     "efficientnet_lite0",
     "efficientnet_lite2",
+    "fcn_resnet50",
     "googlenet",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -63,6 +67,7 @@ EXPECTED_NAMES = sorted(
         *(f"efficientnet_b{i}" for i in range(8)),
         *(f"efficientnet_lite{i}" for i in range(5)),
         *(f"fcn{stride}s" for stride in (8, 16, 32)),
+        "fcn_resnet50",
         "googlenet",
         "googlenet_2014",
         "lenet5",
@@ -123,9 +128,9 @@ def presets() -> list[str]:
 
 @pytest.mark.parametrize("name", presets())
 def test_input_and_counts_are_those_of_the_published_weights(name: str):
-    weights = torchvision().models.get_model_weights(name).IMAGENET1K_V1
+    weights = next(iter(torchvision().models.get_model_weights(name)))
     preset, info = weights.transforms(), model_info(name)
-    assert [info.image_size] == preset.crop_size
+    assert [info.image_size] == (preset.resize_size if info.dense else preset.crop_size)
     assert info.normalization == (tuple(preset.mean), tuple(preset.std))
     assert info.multiply_adds / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0006)  # given in 0.001 G
     if name != "googlenet":  # whose auxiliary classifiers are not counted there
@@ -159,7 +164,7 @@ def test_stated_parameters_and_multiply_adds_are_exact(name: str):
         image = torch.empty(1, info.channels, info.image_size, info.image_size)
     with FlopCounterMode(display=False) as counter:
         output = model(image)
-    assert output.shape == (1, info.classes, *(image.shape[2:] if info.dense else ()))
+    assert logits(output).shape == (1, info.classes, *(image.shape[2:] if info.dense else ()))
     assert sum(value.numel() for value in model.parameters() if value.requires_grad) == info.parameters
     assert counter.get_total_flops() == 2 * info.multiply_adds
 
@@ -171,9 +176,9 @@ def test_outputs_equal_in_eval(name: str, layers: str):
     ours, theirs = (model.eval() for model in randomized_pair(name, layers))
     x = image_batch()
     with torch.no_grad():
-        rounded = ours(x), theirs(x)
-        expected = theirs.double()(x.double())
-        assert relative_error(ours.double()(x.double()), expected) <= ROUNDING_64
+        rounded = stacked(ours(x)), stacked(theirs(x))
+        expected = stacked(theirs.double()(x.double()))
+        assert relative_error(stacked(ours.double()(x.double())), expected) <= ROUNDING_64
         own, torchs = (relative_error(y.double(), expected) for y in rounded)
     assert own <= LIKE_TORCH * torchs
 
@@ -187,8 +192,7 @@ def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: s
     for model in (ours, theirs):
         x = image_batch().double().requires_grad_()
         torch.manual_seed(2)  # the same dropout and the same dropped branches
-        y = model.train()(x)
-        y = torch.stack(list(y)) if isinstance(y, tuple) else y  # GoogLeNet's three classifiers
+        y = stacked(model.train()(x))
         y.square().mean().backward()
         outputs.append((y.detach(), x.grad))
     assert relative_error(outputs[0][0], outputs[1][0]) <= TOLERANCE
@@ -209,6 +213,7 @@ def test_outputs_gradients_and_statistics_equal_in_training(name: str, layers: s
         "alexnet",
         "densenet121",
         "efficientnet_b0",
+        "fcn_resnet50",
         "mobilenet_v2",
         "resnet18",
         "resnet50",
@@ -241,6 +246,22 @@ def test_efficientnet_lite_takes_its_padding_from_image_size(layers: str):
     x = torch.randn(1, 3, 75, 75, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert relative_error(ours.eval()(x), theirs.eval()(x)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", quick([f"efficientnet_lite{i}" for i in range(5)], ("efficientnet_lite0",)))
+def test_efficientnet_lite_takes_timms_weights(name: str):
+    """At the size that ours is padded for; timm pads for whatever comes. Its tf_ networks are TensorFlow's."""
+    with torch.device("meta"):
+        ours, theirs = create_model(name), timm().create_model(f"tf_{name}")
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (network.to_empty(device="cpu").eval() for network in (ours, theirs))
+    for key, value in theirs.state_dict().items():
+        fill(key, value, generator)
+    shuffled = dict(sorted(theirs.state_dict().items()))  # as safetensors gives them
+    ours.load_state_dict(from_timm(shuffled))
+    x = torch.randn(1, 3, *2 * [model_info(name).image_size], generator=generator)
+    with torch.no_grad():
+        assert relative_error(ours(x), theirs(x)) <= TOLERANCE
 
 
 def test_same_padding_puts_the_odd_pixel_behind():

@@ -19,6 +19,7 @@ from fastconv.models.efficientnet_lite import EfficientNetLite
 from fastconv.models.efficientnet_lite import Variant as Lite
 from fastconv.models.fcn import FCN
 from fastconv.models.fcn import VARIANTS as UPSAMPLED
+from fastconv.models.fcn_resnet import FCNResNet
 from fastconv.models.googlenet import GoogLeNet
 from fastconv.models.googlenet import Variant as Google
 from fastconv.models.lenet import MLP, LeNet5, LeNet5ReLU
@@ -88,6 +89,9 @@ THIN = {
     "fcn16s": _fcn("fcn16s"),
     "fcn32s": _fcn("fcn32s"),
     "fcn8s": _fcn("fcn8s"),
+    "fcn_resnet": Thin(
+        partial(FCNResNet, resnet=Residual(Bottleneck, (1, 1, 2, 2), *_UNCOUNTED)), (32, 48), dense=True
+    ),
     "googlenet": Thin(partial(GoogLeNet, variant=Google(True, 3, 15, *_UNCOUNTED)), (32, 48)),
     "googlenet_2014": Thin(partial(GoogLeNet, variant=Google(False, 5, 31, *_UNCOUNTED)), (32, 48)),
     "lenet5": Thin(LeNet5, (32,), channels=1),
@@ -126,6 +130,8 @@ def without_chance(model: nn.Module) -> nn.Module:
     return model
 
 
-def logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+def logits(output: Tensor | tuple[Tensor, ...] | dict[str, Tensor]) -> Tensor:
     """The logits themselves where a network returns those of auxiliary classifiers beside them."""
+    if isinstance(output, dict):
+        return output["out"]
     return output if isinstance(output, Tensor) else output[0]

@@ -81,7 +81,12 @@ THIN = {
     ),
     "faster_rcnn_vgg": Thin(
         partial(FasterRCNNVGG, variant=_VGG, dropout=0.0),
-        parts=(("backbone", (2, 3, 64, 64)), ("rpn.head", (2, 64, 4, 4)), ("roi_heads.box_head", (5, 64, 7, 7))),
+        parts=(
+            ("backbone", (2, 3, 64, 64)),
+            ("rpn.head", (2, 64, 4, 4)),
+            ("roi_heads.box_head", (5, 64, 7, 7)),
+            ("roi_heads.box_predictor", (5, 16)),
+        ),
     ),
 }
 

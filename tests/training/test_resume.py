@@ -207,6 +207,22 @@ def test_every_model_has_a_recipe():
         recipe_for("nope")
 
 
+def test_auxiliary_logits_count_by_their_weight():
+    """GoogLeNet gives a tuple, torchvision's FCN a dict; the accuracy is that of the first."""
+    run = trainer("lenet5_relu-sgd", recipe=replace(SGD, aux_weight=0.25))
+    targets = torch.tensor([0, 2])
+    right, wrong = 3.0 * torch.eye(CLASSES)[targets], 3.0 * torch.eye(CLASSES)[targets - 1]
+    good, bad = (torch.nn.functional.cross_entropy(logits, targets).item() for logits in (right, wrong))
+    for outputs, loss in (
+        (right, good),
+        ((right, wrong, wrong), good + 0.25 * 2 * bad),
+        ({"out": right, "aux": wrong}, good + 0.25 * bad),
+    ):
+        found, (total, hits, count) = run._loss(outputs, targets)
+        assert found.item() == pytest.approx(loss)
+        assert (total.item(), hits, count) == (pytest.approx(2 * loss), 2, 2)
+
+
 BAD = {
     "epochs": (replace(SGD, epochs=0), {}, "epochs=0"),
     "rate": (replace(SGD, rate=float("nan")), {}, "rate=nan"),

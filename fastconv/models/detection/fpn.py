@@ -7,25 +7,8 @@ from types import ModuleType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.models.resnet import ResNet
+from fastconv.models.resnet import ResNetMaps
 from fastconv.models.resnet import Variant as ResNetVariant
-
-
-class ResNetMaps(ResNet):
-    """ResNet without its classifier: [N, 3, H, W] -> the maps of its four stages, strides 4, 8, 16 and 32."""
-
-    def __init__(self, layers: ModuleType, variant: ResNetVariant) -> None:
-        super().__init__(layers, variant)
-        self.channels = self.fc.in_features
-        del self.avgpool, self.fc
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 class FPN(nn.Module):

@@ -52,7 +52,11 @@ class Predictor(nn.Module):
 
 
 class RegionDetector(Detector):
-    """A detector whose answers are about regions. A subclass finds them (`regions`, `taught`) and scores them."""
+    """A detector whose answers are about regions. A subclass finds them (`regions`, `taught`) and scores them.
+
+    How many regions there are depends on what the pictures show. So torch.compile breaks the graph where they are
+    found, and torch.export refuses the whole; what is a network in it (backbone, heads) can be exported.
+    """
 
     searches = True
     sampling: Sampling

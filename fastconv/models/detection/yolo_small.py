@@ -52,7 +52,8 @@ class YoloSmall(Detector):
     After Redmon et al.: You Only Look Once, 2015 (one pass, one cell an object), with the parts of its later
     relatives: distances to four sides instead of anchors and a label that is the overlap of the predicted box (Ge et
     al.: YOLOX, 2021; Zhang et al.: VarifocalNet, 2020). A cell's first four values are distances in strides, its others
-    the logits of the classes. `loss` trains it, `detect` reads its maps.
+    the logits of the classes. `loss` trains it, `detect` reads its maps. Made for 96x96 pictures of shapes: 338,842
+    parameters, 59.48 M multiply-adds there with 6 classes; receptive field of a cell 143.
     """
 
     def __init__(self, layers: ModuleType, *, num_classes: int = _CLASSES) -> None:

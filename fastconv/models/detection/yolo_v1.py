@@ -48,7 +48,7 @@ class YoloV1(Detector):
     shares of the picture, confidence) and the probability of every class. Networks: 24 convolutions, and Fast YOLO's
     9, for which the authors' release has two more linear layers. Parameters / multiply-adds at 448x448 with 20
     classes: 271.7 M / 20.29 G, 45.1 M / 2.42 G; `yolo_v1_small` is ours, for 112x112 pictures of shapes.
-    The last layer sees the whole picture; so does a cell.
+    Receptive field of the last convolution 749, Fast YOLO's 574; a cell's values, behind linear layers, see all.
     """
 
     def __init__(
