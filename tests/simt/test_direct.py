@@ -1,4 +1,6 @@
-"""Edges of the direct kernels for few channels: what the corpora of small problems do not reach, in the emulator."""
+"""Edges of the direct kernels for few channels, in all or in a group: what the corpora of small problems do not reach,
+in the emulator.
+"""
 
 from __future__ import annotations
 
@@ -48,3 +50,40 @@ def test_what_a_stems_depth_is_padded_with_reaches_nothing(column, dtype, layout
     reached = torch.zeros(16, dtype=torch.bool)
     reached[column - 1 : column + 2] = True
     assert torch.equal(out.isinf(), reached.expand(out.shape)) and not out.isnan().any()
+
+
+# Slabs of several groups, the last one shorter; several tiles; pairs of chunks and single elements; both numbers of
+# columns; phases of a gradient with unlike numbers of taps.
+GROUPS = (
+    "n2c48h11w19_k48r3s3_p1_g12_{}nhwc",
+    "n1c40h17w10_k80r3s2_u2x1_p1x0_g10_{}nhwc",
+    "n1c36h9w21_k24r2s3_u1x3_d2x1_p1_g12_{}nhwc",
+    "n1c72h9w18_k36r3s3_u2_p1_g6_{}nchw",
+)
+
+
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16"])
+@pytest.mark.parametrize("text", GROUPS)
+def test_groups_in_slabs(text, dtype, pass_):
+    """Aligned, and off alignment."""
+    problem = Problem(text.format(dtype)).replace(pass_=pass_, bias=True, activation="relu")
+    kernel = emulator.kernel(f"gconv2d/{pass_}_grouped_{'simt' if dtype == 'f32' else 'sm80'}")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_an_infinite_group_leaves_the_others_alone(channels, dtype):
+    problem = Problem(f"n1c{4 * channels}h5w6_k{4 * channels}r3s2_p1x0_g4_{dtype}nhwc")
+    x = torch.ones(1, 4 * channels, 5, 6)
+    x[:, channels : 2 * channels] = math.inf
+    w = torch.ones(4 * channels, channels, 3, 2)
+    stored, format = inputs.DTYPES[dtype], inputs.memory_format(problem)
+    out = torch.zeros(inputs.shapes(problem)["y"], dtype=stored).contiguous(memory_format=format)
+    kernel = emulator.kernel(f"gconv2d/fprop_grouped_{'simt' if dtype == 'f32' else 'sm80'}")
+    kernel.run(problem, out=out, x=x.to(stored).contiguous(memory_format=format), w=w.to(stored))
+    infinite = out.isinf().all(dim=(0, 2, 3))
+    assert torch.equal(infinite.nonzero()[:, 0], torch.arange(channels) + channels)
+    assert not out.isnan().any()
