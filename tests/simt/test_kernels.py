@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from fastconv import reference_map
 from fastconv.problem import Problem
 from fastconv.testing import emulator, gpu_cases, inputs
 from fastconv.testing.check_pool import KINDS, check_pool
@@ -16,7 +17,8 @@ from fastconv.testing.gpu_cases import LAYOUTS, check
 from fastconv.testing.inputs import DTYPES
 
 CONVOLUTIONS = [k for k in emulator.rows() if k.op == "conv2d"]
-POOLS = [k for k in emulator.rows() if k.op != "conv2d"]
+MAPS = [k for k in emulator.rows() if k.op in reference_map.OPS]
+POOLS = [k for k in emulator.rows() if k.op not in ("conv2d", *reference_map.OPS)]
 SOME = 3  # a brief run takes every third problem, of each dtype and layout another third
 RANDOM_PROBLEMS, ALL_RANDOM_PROBLEMS = 12, 200
 # Tiles that a corpus of small problems does not reach: 128 x 128, whole and with edges.
@@ -162,7 +164,8 @@ def test_depthwise_weight_gradients_end_with_the_outputs(layout):
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
 def test_pools_agree_with_the_oracle(kernel, dtype):
-    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+    for number, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+        i = number + number // 2  # layouts take turns, and alignments by another rhythm
         for kind in KINDS:
             if kind == "special" and (problem.pass_ == "dgrad" or "avg" in problem.op):
                 continue
@@ -170,6 +173,13 @@ def test_pools_agree_with_the_oracle(kernel, dtype):
                 check_pool(kernel, problem, kind=kind, seed=i, offset=(0, i % 16)[i % 2], threads=i)
             except (AssertionError, RuntimeError) as error:
                 raise AssertionError(f"{kernel.name} on {problem}, i={i}, {kind}: {error}") from None
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kernel", MAPS, ids=lambda k: k.name)
+def test_maps_agree_with_the_oracle(kernel, dtype):
+    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+        check(kernel, problem, i + i // 2)
 
 
 @pytest.mark.parametrize("kernel", emulator.rows(), ids=lambda k: k.name)
@@ -201,6 +211,9 @@ def test_refusals_are_sentences():
         ("conv2d/wgrad_igemm_simt", "n65536c1h200w201_k1r1s1_f32nhwc_wgrad", "2634547200"),
         ("dwconv2d/wgrad_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc_wgrad", "but the problem has 2"),
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
+        ("avgpool2d/fprop_global_simt", "avgpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
+        ("adaptiveavg2d/fprop_global_simt", "adaptiveavg2d_n1c1h9w8_o1x2_f32nhwc", "2 of them"),
+        ("reorder2d/fprop_transpose_simt", "reorder2d_n70000c8h9w8_f32nhwc", "there are 70000"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):
         assert part in emulator.kernel(name).refuses(Problem(text))
