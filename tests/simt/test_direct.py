@@ -34,6 +34,29 @@ def test_stems_in_chunks(text, dtype):
     check(kernel, problem, 5, integer=True)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
+@pytest.mark.parametrize("text", [text.split("_bias")[0].split("_res")[0] for text in STEMS])
+def test_weight_gradients_of_stems_in_chunks(text, dtype):
+    """Each width of a block, in parts, aligned and off alignment."""
+    problem = Problem(text.format(dtype)).replace(pass_="wgrad")
+    kernel = emulator.kernel(f"conv2d/wgrad_stem_{'simt' if dtype == 'f32' else 'sm80'}")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
+def test_weight_gradients_of_stems_end_with_the_outputs(dtype):
+    """Three outputs reach seven of eight columns, two reach five of six rows; what is infinite behind them reaches no
+    gradient.
+    """
+    problem = Problem(f"n2c3h6w8_k8r3s3_u2_{dtype}nhwc_wgrad")
+    tensors = inputs.make(problem, 3, integer=True).named(problem)
+    tensors["x"][..., 7] = tensors["x"][:, :, 5] = math.inf
+    out = torch.zeros(inputs.shapes(problem)["w"], dtype=inputs.DTYPES[dtype])
+    kernel = emulator.kernel(f"conv2d/wgrad_stem_{'simt' if dtype == 'f32' else 'sm80'}")
+    assert kernel.run(problem, out=out, **tensors).isfinite().all()
+
+
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
 @pytest.mark.parametrize("column", [3, 4, 5])

@@ -136,6 +136,7 @@ def test_weight_gradients_in_many_parts(text):
     ("name", "text"),
     [
         ("conv2d/wgrad_igemm_sm80", "n3c16h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
+        ("conv2d/wgrad_stem_sm80", "n9c3h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_igemm_simt", "n3c5h19w21_k6r3s2_p1x0_f32nchw_wgrad"),
         ("dwconv2d/wgrad_depthwise_simt", "n9c16h19w21_k16r3s3_p1_g16_f32nhwc_wgrad"),
     ],
@@ -200,6 +201,9 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_stem_simt", "n1c5h5w6_k8r1s1_f32nhwc", "not C=5 in 1"),
         ("conv2d/fprop_stem_sm80", "n1c3h5w6_k8r1s2_d1x2_f16nhwc", "the dilation is 2"),
         ("conv2d/fprop_stem_sm80", "n1c4h50w60_k8r29s31_f16nhwc", "in shared memory, which take"),
+        ("conv2d/wgrad_stem_sm80", "n1c3h5w6_k8r1s1_f32nhwc_wgrad", "drop 13 of 23 mantissa bits"),
+        ("conv2d/wgrad_stem_simt", "n1c5h5w6_k8r1s1_f32nhwc_wgrad", "not C=5 in 1"),
+        ("conv2d/wgrad_stem_sm80", "n1c4h150w160_k8r129s131_f16nhwc_wgrad", "in shared memory, which take"),
         ("gconv2d/fprop_grouped_sm80", "n1c8h5w6_k8r1s1_g2_f32nhwc", "drop 13 of 23 mantissa bits"),
         ("gconv2d/fprop_grouped_simt", "n1c32h5w6_k8r1s1_g2_f32nhwc", "not C=32 to K=8 in 2"),
         ("gconv2d/dgrad_grouped_sm80", "n1c8h25w26_k8r9s9_u9_g2_f16nhwc_dgrad", "the stride is 9"),

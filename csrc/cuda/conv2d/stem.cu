@@ -13,34 +13,27 @@
 #include "stem.h"
 
 #include "cuda/common/launch.h"
+#include "stem_input.h"
 #include "store.h"
 
 namespace fastconv::FASTCONV_GPU {
 
 namespace {
 
-constexpr int most_channels = 4;
-constexpr int64_t largest_place = int64_t{1} << 29;  // of pixels along an axis: sums of two fit an int
-constexpr int64_t most_shared = 99 << 10;            // two blocks fit on an SM of sm_80 to sm_100
+constexpr int64_t most_shared = 99 << 10;  // two blocks fit on an SM of sm_80 to sm_100
 
-// A source's row: one line of (pixel, channel) in channels_last, one of pixels for each channel in NCHW.
 template <class T>
 struct StemParams {
-  const T* source;
+  StemInput<T> input;
   const T* filter;
-  int64_t image, line, row;  // strides of the source in elements: images, lines of a row, rows
   int64_t filter_stride[4];  // K C R S
-  int lines, line_elements;  // of a row
-  int spread;                // elements in the tile from one of a line to the next
-  int height, channels, columns;
+  int columns;
   int filter_height, filter_width;
   int written_height, written_width;
-  int stride_h, stride_w, pad_h, pad_w, dilation_h;
-  int tiles, tiles_down, tiles_across, blocks;
-  int tile_rows, tile_line, pitch, origin;  // of the source's tile; origin: place of a row's first element
-  int words_of_row, words, lead;            // of the depth; lead: masked elements in front of a row's first
-  int filter_at, tile_at;                   // bytes in shared memory
-  bool wide;
+  int dilation_h;
+  int blocks;
+  int words_of_row, words, lead;  // of the depth; lead: masked elements in front of a row's first
+  int filter_at, tile_at;         // bytes in shared memory
   Tail<T> tail;
   bool tail_takes_vectors;
 };
@@ -53,9 +46,9 @@ FASTCONV_DEVICE void make_table(const StemParams<T>& p, Shared<int> table, int t
     unsigned mask = 0;
     FASTCONV_UNROLL
     for (int e = 0; e < E; ++e)
-      if (r < p.filter_height && first + e >= 0 && first + e < p.filter_width * p.channels)
+      if (r < p.filter_height && first + e >= 0 && first + e < p.filter_width * p.input.channels)
         mask |= (0xffffffffu >> (32 - bits)) << (e * bits);
-    const int offset = mask ? r * p.dilation_h * p.pitch + first + p.origin : p.origin - p.lead;
+    const int offset = mask ? r * p.dilation_h * p.input.pitch + first + p.input.origin : p.input.origin - p.lead;
     table.write(2 * i, Pack<int, 2>{{offset, static_cast<int>(mask)}});
   }
 }
@@ -68,38 +61,13 @@ FASTCONV_DEVICE void bring_filter(const StemParams<T>& p, Shared<T> filter, int 
   for (int i = this_thread(); i < columns * depth; i += threads) {
     const int column = i / depth, k = i % depth;
     const int r = k / of_word<T> / p.words_of_row, j = k - r * p.words_of_row * of_word<T> - p.lead;
-    const int s = j / p.channels, c = j % p.channels;
+    const int s = j / p.input.channels, c = j % p.input.channels;
     T value{};
     if (r < p.filter_height && j >= 0 && s < p.filter_width && first_column + column < p.columns)
       value = fetch(p.filter + (first_column + column) * p.filter_stride[0] + c * p.filter_stride[1] +
                     r * p.filter_stride[2] + s * p.filter_stride[3]);
     filter.put(Sums::filter_at(column, k, p.words), value);
   }
-}
-
-// The source under written rows from `top` on and columns from `left` on; a warp takes a line at a time.
-template <class T>
-FASTCONV_DEVICE void bring_source(const StemParams<T>& p, Shared<T> tile, int n, int top, int left, int threads) {
-  const int warp = this_thread() / lanes_of_warp, lane = this_thread() % lanes_of_warp;
-  const int start = left * (p.lines == 1 ? p.channels : 1);
-  for (int i = warp; i < p.tile_rows * p.lines; i += threads / lanes_of_warp) {
-    const int at = i / p.lines, line = i % p.lines, y = top + at;
-    const bool present = static_cast<unsigned>(y) < static_cast<unsigned>(p.height);
-    const T* const from = p.source + n * p.image + line * p.line + static_cast<int64_t>(present ? y : 0) * p.row;
-    if (p.wide) {  // a chunk is whole inside a row or outside of it
-      for (int k = lane * wide<T>; k < p.origin + p.tile_line; k += lanes_of_warp * wide<T>) {
-        const int e = start - p.origin + k;
-        const bool inside = present && e >= 0 && e < p.line_elements;
-        copy_async(tile + (at * p.pitch + k), inside ? from + e : p.source, inside);
-      }
-    } else {
-      for (int k = lane; k < p.tile_line; k += lanes_of_warp) {
-        const bool inside = present && static_cast<unsigned>(start + k) < static_cast<unsigned>(p.line_elements);
-        tile.put(at * p.pitch + p.origin + line + k * p.spread, inside ? fetch(from + start + k) : T{});
-      }
-    }
-  }
-  commit_group();
 }
 
 template <class T, class Tile, class Sums>
@@ -111,38 +79,33 @@ stem(FASTCONV_PARAMS(StemParams<T>) p) {
   const Shared<T> filter = Shared<T>::at(p.filter_at), tile = Shared<T>::at(p.tile_at);
   make_table(p, table, Tile::threads);
   bring_filter<Sums>(p, filter, first_column, Tile::columns, Tile::threads);
-  for (int at = static_cast<int>(block.x); at < p.tiles; at += p.blocks) {
-    const int n = at / p.tiles_across / p.tiles_down;
-    const int row = at / p.tiles_across % p.tiles_down * stem_rows, column = at % p.tiles_across * stem_columns;
-    bring_source(p, tile, n, row * p.stride_h - p.pad_h, column * p.stride_w - p.pad_w, Tile::threads);
+  for (int at = static_cast<int>(block.x); at < p.input.tiles; at += p.blocks) {
+    const StemPlace place = p.input.place(at);
+    p.input.bring(place, tile, Tile::threads);
     wait_groups<0>();
     barrier();
     Sums sums;
-    sums.multiply({table, tile, p.stride_h * p.pitch, p.stride_w * p.channels}, filter, p.words);
+    sums.multiply({table, tile, p.input.stride_h * p.input.pitch, p.input.stride_w * p.input.channels}, filter,
+                  p.words);
     store_tile<Tile>(p.tail, p.tail_takes_vectors, sums, Shared<float>::at(p.tile_at), p.columns - first_column,
                      first_column, [&](int i) {
-                       const int y = row + i / stem_columns, x = column + i % stem_columns;
-                       return Written{y < p.written_height && x < p.written_width, n,
+                       const int y = place.row + i / stem_columns, x = place.column + i % stem_columns;
+                       return Written{y < p.written_height && x < p.written_width, place.image,
                                       static_cast<int64_t>(y) * p.written_width + x};
                      });
     barrier();  // the sums have been read
   }
 }
 
-// The places of a block's shared memory, and what decides them.
+// The depth, and the bytes of a block's shared memory.
 struct StemShape {
-  int64_t element, words_of_row, words, tile_rows, tile_line, pitch;
+  StemExtent tile;
+  int64_t element, words_of_row, words;
 
   static StemShape of(const Problem& p, int64_t origin, int64_t lead) {
-    const int64_t element = dtype_bytes(p.dtype), elements = word_bytes / element;
-    const int64_t of_row = divide_up(lead + p.w.window * p.c, elements);
-    const int64_t line = ((stem_columns - 1) * p.w.stride + p.w.window) * p.c;
-    return {element,
-            of_row,
-            round_up(p.h.window * of_row, step_words),
-            (stem_rows - 1) * p.h.stride + p.h.reach(),
-            line,
-            round_up(origin + line + elements, vector_bytes / element)};
+    const int64_t element = dtype_bytes(p.dtype);
+    const int64_t of_row = divide_up(lead + p.w.window * p.c, word_bytes / element);
+    return {StemExtent::of(p, origin), element, of_row, round_up(p.h.window * of_row, step_words)};
   }
   // The widest: at any place and with a masked element in front.
   static StemShape widest(const Problem& p) { return of(p, vector_bytes / dtype_bytes(p.dtype) - 1, 1); }
@@ -155,27 +118,16 @@ struct StemShape {
   template <class Tile>
   int64_t shared_bytes() const {
     const int64_t filter = Tile::columns * (words + vector_bytes / word_bytes) * word_bytes;
-    return table_bytes() + filter + std::max(tile_rows * pitch * element, sums_bytes<Tile>());
+    return table_bytes() + filter + std::max(tile.rows * tile.pitch * element, sums_bytes<Tile>());
   }
 };
 
 std::string refuses_geometry(const Problem& p) {
-  if (p.groups != 1 || p.c > most_channels)
-    return "It is for at most " + std::to_string(most_channels) +
-           " channels in one group, not C=" + std::to_string(p.c) + " in " + std::to_string(p.groups) + ".";
-  if (p.w.dilation != 1 && p.w.window > 1)
-    return "It takes taps of a row that are next to each other, but the dilation is " + std::to_string(p.w.dilation) +
-           ".";
-  for (const Axis* a : {&p.h, &p.w})
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place / most_channels)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
+  if (std::string sentence = refuses_stem(p); !sentence.empty()) return sentence;
   if (const int64_t bytes = StemShape::widest(p).shared_bytes<StemTile<32>>(); bytes > most_shared)
     return "It keeps the taps of 32 filters and the source of 8 x 16 pixels in shared memory, which take " +
            std::to_string(bytes) + " bytes.";
   if (p.k > most_blocks_yz) return "It has a block layer for some filters, but there are " + std::to_string(p.k) + ".";
-  const int64_t tiles = p.n * divide_up(p.h.out, stem_rows) * divide_up(p.w.out, stem_columns);
-  if (tiles > most_blocks / 2) return "It numbers tiles in 32 bits, but there are " + std::to_string(tiles) + ".";
   return {};
 }
 
@@ -192,37 +144,26 @@ std::string refuses_plain(const Problem& p) {
 
 template <class T, class Tile, bool Matrix>
 void start(const Problem& p, const Args& args, Stream stream) {
-  const bool nhwc = p.layout == Layout::nhwc;
   auto i = [](int64_t v) { return static_cast<int>(v); };
   StemParams<T> params{};
-  params.source = static_cast<const T*>(args.x), params.filter = static_cast<const T*>(args.w);
-  params.line_elements = i(p.w.in * (nhwc ? p.c : 1)), params.lines = i(nhwc ? 1 : p.c);
-  params.spread = i(nhwc ? 1 : p.c);
-  params.image = p.c * p.in_pixels(), params.line = p.in_pixels(), params.row = params.line_elements;
+  params.input = StemInput<T>::of(p, args.x);
+  params.filter = static_cast<const T*>(args.w);
   for (int a = 0; a < 4; ++a) params.filter_stride[a] = args.w_stride[a];
-  params.height = i(p.h.in), params.channels = i(p.c), params.columns = i(p.k);
+  params.columns = i(p.k), params.dilation_h = i(p.h.dilation);
   params.filter_height = i(p.h.window), params.filter_width = i(p.w.window);
   params.written_height = i(p.h.out), params.written_width = i(p.w.out);
-  params.stride_h = i(p.h.stride), params.stride_w = i(p.w.stride), params.dilation_h = i(p.h.dilation);
-  params.pad_h = i(p.h.pad_lo), params.pad_w = i(p.w.pad_lo);
-  params.tiles_down = i(divide_up(p.h.out, stem_rows)), params.tiles_across = i(divide_up(p.w.out, stem_columns));
-  params.tiles = i(p.n * params.tiles_down * params.tiles_across);
-  params.wide =
-      nhwc && params.line_elements % wide<T> == 0 && reinterpret_cast<uintptr_t>(params.source) % vector_bytes == 0;
   constexpr int E = of_word<T>;
-  const int64_t first = params.wide ? -p.w.pad_lo * p.c % wide<T> : 0;  // of every tile, from a chunk's beginning
-  const int64_t origin = first < 0 ? first + wide<T> : first;
+  const int origin = params.input.origin;
   const bool aligned = p.w.stride * p.c % E == 0;
   const int64_t lead = aligned ? origin % E : 0;
   const StemShape shape = StemShape::of(p, origin, lead);
-  params.tile_rows = i(shape.tile_rows), params.pitch = i(shape.pitch), params.origin = i(origin);
-  params.tile_line = i(shape.tile_line / params.spread);
   params.words_of_row = i(shape.words_of_row), params.words = i(shape.words), params.lead = i(lead);
   params.tail = Tail<T>::of(p, args);
   params.tail_takes_vectors = p.k % wide<T> == 0 && params.tail.takes(wide<T>);
   const int64_t column_tiles = divide_up(p.k, Tile::columns);
   constexpr int64_t blocks_of_multiprocessor = 3;
-  params.blocks = i(std::clamp<int64_t>(multiprocessors() * blocks_of_multiprocessor / column_tiles, 1, params.tiles));
+  params.blocks =
+      i(std::clamp<int64_t>(multiprocessors() * blocks_of_multiprocessor / column_tiles, 1, params.input.tiles));
   const Grid grid{static_cast<unsigned>(params.blocks), static_cast<unsigned>(column_tiles)};
   auto with = [&](auto* sums, auto kernel) {
     using Sums = std::remove_pointer_t<decltype(sums)>;

@@ -3,12 +3,11 @@
 // source lies in shared memory once, and every fragment is gathered from it by a table of the depth.
 #pragma once
 
+#include "stem_input.h"
 #include "tile.h"
 
 namespace fastconv::FASTCONV_GPU {
 
-inline constexpr int stem_rows = 8, stem_columns = 16;  // written pixels of a block's tile
-inline constexpr int word_bytes = 4;                    // what a register of a fragment holds
 inline constexpr int step_words = mma_depth_bytes / word_bytes;
 template <class T>
 inline constexpr int of_word = word_bytes / static_cast<int>(sizeof(T));  // elements
