@@ -13,6 +13,7 @@
 #include "stem.h"
 
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
 #include "stem_input.h"
 #include "store.h"
 
@@ -132,14 +133,13 @@ std::string refuses_geometry(const Problem& p) {
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32)
-    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_matrix(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
-  if (p.dtype != Dtype::f32) return "It multiplies in f32; tensor cores are for " + std::string(name_of(p.dtype)) + ".";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_plain(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 template <class T, class Tile, bool Matrix>

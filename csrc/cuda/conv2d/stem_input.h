@@ -6,6 +6,7 @@
 
 #include "cuda/common/async_copy.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
 
 namespace fastconv::FASTCONV_GPU {
 
@@ -22,10 +23,7 @@ inline std::string refuses_stem(const Problem& p) {
   if (p.w.dilation != 1 && p.w.window > 1)
     return "It takes taps of a row that are next to each other, but the dilation is " + std::to_string(p.w.dilation) +
            ".";
-  for (const Axis* a : {&p.h, &p.w})
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
+  if (std::string sentence = refuses_places(p, largest_place); !sentence.empty()) return sentence;
   const int64_t tiles = p.n * divide_up(p.h.out, stem_rows) * divide_up(p.w.out, stem_columns);
   if (tiles > most_blocks / 2) return "It numbers tiles in 32 bits, but there are " + std::to_string(tiles) + ".";
   return {};

@@ -10,6 +10,7 @@
 // predicted, where the general kernel, whose columns are padded from 147 to 392, reads dy seven times; 3 blocks of 128
 // threads a multiprocessor, 19 % occupancy; not measured. It loses at small maps, whose tiles of 8 x 16 are not full.
 #include "cuda/common/matrix.h"
+#include "cuda/common/refuses.h"
 #include "parts.h"
 #include "stem_input.h"
 
@@ -240,14 +241,13 @@ std::string refuses_geometry(const Problem& p) {
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32)
-    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_matrix(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
-  if (p.dtype != Dtype::f32) return "It multiplies in f32; tensor cores are for " + std::string(name_of(p.dtype)) + ".";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_plain(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 int64_t workspace(const Problem& p) {

@@ -14,34 +14,44 @@ struct Written {
   int64_t pixel;
 };
 
-// sums: Tile::rows x Tile::columns, of which the first `columns` exist, from channel `first` on. place(row): Written.
-// Shared memory from `shared` on may hold what other threads still read: a barrier comes first.
-template <class Tile, class T, class Sums, class Place>
-FASTCONV_DEVICE void store_tile(const Tail<T>& tail, bool by_vectors, const Sums& sums, Shared<float> shared,
-                                int columns, int64_t first, Place&& place) {
-  barrier();
-  sums.each([&](int row, int column, Pack<float, 2> pair) { shared.write(row * Tile::sums_pitch + column, pair); });
-  barrier();
+// Sums in shared memory, [row][column], to the tensor: `rows` x `columns` of them, of which the first `present` columns
+// exist, from channel `first` on. place(row): Written. by_vectors: columns and channels are multiples of 16 bytes.
+template <class T, class Place>
+FASTCONV_DEVICE void store_shared(const Tail<T>& tail, bool by_vectors, Shared<float> sums, int pitch, int rows,
+                                  int columns, int present, int64_t first, int threads, Place&& place) {
+  constexpr int elements = wide<T>;
   auto put = [&](auto vector, int row, int column) {
     constexpr int V = decltype(vector)::value;
-    if (column >= columns) return;
+    if (column >= present) return;
     const Written to = place(row);
     if (!to.present) return;
     float value[V];
-    shared.read_all(value, row * Tile::sums_pitch + column);
+    sums.read_all(value, row * pitch + column);
     tail.put(to.image, to.pixel, first + column, value);
   };
-  constexpr int elements = wide<T>, across = Tile::columns / elements;
   if (by_vectors) {
-    for (int i = this_thread(); i < Tile::rows * across; i += Tile::threads)
+    const int across = columns / elements;
+    for (int i = this_thread(); i < rows * across; i += threads)
       put(std::integral_constant<int, elements>{}, i / across, i % across * elements);
   } else if (tail.out_channel == 1) {
-    for (int i = this_thread(); i < Tile::rows * Tile::columns; i += Tile::threads)
-      put(std::integral_constant<int, 1>{}, i / Tile::columns, i % Tile::columns);
+    for (int i = this_thread(); i < rows * columns; i += threads)
+      put(std::integral_constant<int, 1>{}, i / columns, i % columns);
   } else {
-    for (int i = this_thread(); i < Tile::rows * Tile::columns; i += Tile::threads)
-      put(std::integral_constant<int, 1>{}, i % Tile::rows, i / Tile::rows);
+    for (int i = this_thread(); i < rows * columns; i += threads)
+      put(std::integral_constant<int, 1>{}, i % rows, i / rows);
   }
+}
+
+// sums: Tile::rows x Tile::columns in registers. Shared memory from `shared` on may hold what other threads still read:
+// a barrier comes first.
+template <class Tile, class T, class Sums, class Place>
+FASTCONV_DEVICE void store_tile(const Tail<T>& tail, bool by_vectors, const Sums& sums, Shared<float> shared,
+                                int present, int64_t first, Place&& place) {
+  barrier();
+  sums.each([&](int row, int column, Pack<float, 2> pair) { shared.write(row * Tile::sums_pitch + column, pair); });
+  barrier();
+  store_shared(tail, by_vectors, shared, Tile::sums_pitch, Tile::rows, Tile::columns, present, first, Tile::threads,
+               place);
 }
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -15,18 +15,18 @@
 #include <algorithm>
 
 #include "cuda/common/async_copy.h"
-#include "cuda/common/epilogue.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
+#include "cuda/conv2d/store.h"
 #include "cuda/conv2d/walk.h"
 
 namespace fastconv::FASTCONV_GPU {
 
 namespace {
 
-constexpr int most_channels = 15;  // of a group, source and written
-constexpr int slab_channels = 32;  // of a block, at most, source and written
-constexpr int few = 8, many = 16;  // columns of a product
-constexpr int64_t largest_place = int64_t{1} << 29;
+constexpr int most_channels = 15;          // of a group, source and written
+constexpr int slab_channels = 32;          // of a block, at most, source and written
+constexpr int few = 8, many = 16;          // columns of a product
 constexpr int64_t most_shared = 99 << 10;  // two blocks fit on an SM of sm_80 to sm_100
 
 template <class T>
@@ -158,28 +158,13 @@ grouped(FASTCONV_PARAMS(GroupedParams<T>) p) {
   barrier();
 
   const int columns = groups * p.columns;
-  auto put = [&](auto vector, int pixel, int at) {
-    constexpr int V = decltype(vector)::value;
-    const int y = row + pixel / group_width, x = column + pixel % group_width;
-    if (y >= h.count || x >= w.count) return;
-    float value[V];
-    sums.read_all(value, pixel * p.sums_pitch + at);
-    p.tail.put(n,
-               (static_cast<int64_t>(y) * h.out_step + h.out_first) * p.written_width +
-                   static_cast<int64_t>(x) * w.out_step + w.out_first,
-               static_cast<int64_t>(first_group) * p.columns + at, value);
-  };
-  if (p.tail_takes_vectors) {
-    constexpr int V = wide<T>;
-    for (int i = this_thread(); i < group_pixels * columns / V; i += group_threads)
-      put(std::integral_constant<int, V>{}, i / (columns / V), i % (columns / V) * V);
-  } else if (p.tail.out_channel == 1) {
-    for (int i = this_thread(); i < group_pixels * columns; i += group_threads)
-      put(std::integral_constant<int, 1>{}, i / columns, i % columns);
-  } else {
-    for (int i = this_thread(); i < group_pixels * columns; i += group_threads)
-      put(std::integral_constant<int, 1>{}, i % group_pixels, i / group_pixels);
-  }
+  store_shared(p.tail, p.tail_takes_vectors, sums, p.sums_pitch, group_pixels, columns, columns,
+               static_cast<int64_t>(first_group) * p.columns, group_threads, [&](int pixel) {
+                 const int y = row + pixel / group_width, x = column + pixel % group_width;
+                 const int64_t to_y = static_cast<int64_t>(y) * h.out_step + h.out_first,
+                               to_x = static_cast<int64_t>(x) * w.out_step + w.out_first;
+                 return Written{y < h.count && x < w.count, n, to_y * p.written_width + to_x};
+               });
 }
 
 // What a block takes, and where it lies in its shared memory.
@@ -224,13 +209,11 @@ std::string refuses_geometry(const Problem& p) {
   if (p.groups < 2 || std::max(p.channels_per_group(), p.filters_per_group()) > most_channels)
     return "It is for groups of at most " + std::to_string(most_channels) + " channels, not C=" + std::to_string(p.c) +
            " to K=" + std::to_string(p.k) + " in " + std::to_string(p.groups) + ".";
+  if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   for (const Axis* a : {&p.h, &p.w}) {
     if (!forward && a->stride > most_phases)
       return "It takes the gradient by at most " + std::to_string(most_phases) + " phases an axis, but the stride is " +
              std::to_string(a->stride) + ".";
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
     if (a->reach() > most_shared || a->stride > most_shared)
       return "It keeps the source of 8 x 16 pixels in shared memory, but a window reaches " +
              std::to_string(a->reach()) + " with a stride of " + std::to_string(a->stride) + ".";
@@ -247,14 +230,13 @@ std::string refuses_geometry(const Problem& p) {
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32)
-    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_matrix(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
-  if (p.dtype != Dtype::f32) return "It multiplies in f32; tensor cores are for " + std::string(name_of(p.dtype)) + ".";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_plain(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 template <class T, bool Matrix>
