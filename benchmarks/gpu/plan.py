@@ -87,7 +87,7 @@ def units() -> list[Unit]:
     rows = kernels()
     proofs = [Unit(f"prove/{k.name}/{dtype}", 40) for k in rows for dtype in gpu_cases.dtypes(k)]
     return [
-        *(Unit(f"smoke/{k.name}", 10) for k in rows),
+        *(Unit(f"smoke/{k.name}", 8) for k in rows),
         Unit("limits/copy", 5, alone=True),
         *(Unit(f"limits/{dtype}", 5, alone=True) for dtype in ("bf16", "f16", "tf32", "f32")),
         *(Unit(f"behave/{name}", 5, alone=True) for name in BEHAVIOURS),

@@ -14,8 +14,10 @@ import torch
 
 from benchmarks.gpu import plan
 from fastconv.problem import Problem
+from fastconv.reference_map import OPS as MAPS
 from fastconv.registry import Kernel
 from fastconv.testing import check, gpu_cases, hardware, inputs
+from fastconv.testing.check_map import case as map_case
 from fastconv.testing.check_norm import case as norm_case
 from fastconv.testing.check_pool import case as pool_case
 
@@ -52,9 +54,11 @@ def touch() -> None:
 
 
 def _touch(kernel: Kernel, problem: Problem, seed: int) -> None:
-    oracle = norm_case(problem, "normal", seed) if problem.is_norm else pool_case(problem, "normal", seed)
-    expected = oracle.expected if problem.is_norm else oracle[1]
-    tensors = dict(oracle.tensors if problem.is_norm else oracle[0])
+    pool = not problem.is_norm and problem.op not in MAPS
+    case = pool_case if pool else norm_case if problem.is_norm else map_case
+    oracle = case(problem, "normal", seed)
+    expected = oracle[1] if pool else oracle.expected
+    tensors = dict(oracle[0] if pool else oracle.tensors)
     format = inputs.memory_format(problem)
     tensors = {k: t.contiguous(memory_format=format) if t.dim() == 4 else t for k, t in tensors.items()}
     if problem.index != "none" and "index" not in tensors:

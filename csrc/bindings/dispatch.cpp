@@ -217,8 +217,9 @@ at::Tensor allocate(const Problem& p, const Operands& o) {
   if (p.pass == Pass::wgrad && p.is_conv()) return empty_result(o.w_sizes, o.w_strides, like.options());
   if (p.pass == Pass::wgrad && p.is_norm()) return at::empty({2, p.c}, o.mean.options());
   const bool dgrad = p.pass == Pass::dgrad;
+  const Layout turned = p.layout == Layout::nhwc ? Layout::nchw : Layout::nhwc;
   return empty_result({p.n, p.written_channels(), dgrad ? p.h.in : p.h.out, dgrad ? p.w.in : p.w.out},
-                      format_of(p.layout), like.options());
+                      format_of(p.op == Op::reorder2d ? turned : p.layout), like.options());
 }
 
 void run_native(const Kernel& kernel, const Problem& problem, const Operands& o, const Parallel& parallel) {

@@ -8,9 +8,12 @@ import random
 from collections.abc import Iterator
 
 from fastconv.problem import Problem
+from fastconv.reference_map import OPS as MAPS
 from fastconv.registry import Kernel
 from fastconv.testing import corpus, fuzz
 from fastconv.testing.check import check_conv
+from fastconv.testing.check_map import KINDS as MAP_KINDS
+from fastconv.testing.check_map import check_map
 from fastconv.testing.check_norm import check_norm
 from fastconv.testing.check_pool import KINDS, check_pool
 from fastconv.testing.norm_case import KINDS as NORM_KINDS
@@ -31,6 +34,7 @@ def dtypes(kernel: Kernel) -> tuple[str, ...]:
 def problems(kernel: Kernel, dtype: str) -> Iterator[Problem]:
     """Problems of its edge corpus that the kernel accepts."""
     made = convolutions if kernel.op == "conv2d" else norms if "norm" in kernel.op else pools
+    made = maps if kernel.op in MAPS else made
     return (p for p in made(kernel, dtype) if kernel.computes(p) and kernel.refuses(p) is None)
 
 
@@ -50,6 +54,12 @@ def pools(kernel: Kernel, dtype: str) -> Iterator[Problem]:
         for layout in LAYOUTS:
             for index in INDICES.get(base.op, ("none",)):
                 yield base.replace(pass_=kernel.pass_, layout=layout, dtype=dtype, index=index)
+
+
+def maps(kernel: Kernel, dtype: str) -> Iterator[Problem]:
+    for base in corpus.load("edge_map"):
+        for layout in LAYOUTS:
+            yield base.replace(layout=layout, dtype=dtype)
 
 
 def norms(kernel: Kernel, dtype: str) -> Iterator[Problem]:
@@ -83,6 +93,9 @@ def check(kernel: Kernel, problem: Problem, number: int, integer: bool = True) -
         elif "norm" in kernel.op:
             kind, affine = NORM_KINDS[number % len(NORM_KINDS)], bool(number % 4)
             check_norm(kernel, problem, kind=kind, seed=number, offset=number % 16, affine=affine)
+        elif kernel.op in MAPS:
+            kind = MAP_KINDS[number % len(MAP_KINDS)]
+            check_map(kernel, problem, kind=kind, seed=number, offset=(0, number % 16)[number % 2], threads=number)
         else:
             kinds = KINDS[:2] if problem.pass_ == "dgrad" or "avg" in problem.op else KINDS
             offset = (0, number % 16)[number % 2]

@@ -98,15 +98,23 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
     assert "LDL" not in code and "STL" not in code, f"{entry.name} uses local memory."
     assert "ATOM" not in code and "RED." not in code, f"{entry.name} adds in an order of its own."
     if "MatrixSums" in entry.name:
-        four_bytes, transposed = "igemm<float" in entry.name, "OuterMatrixSums" in entry.name
+        four_bytes, transposed = "MatrixSums<float" in entry.name, "OuterMatrixSums" in entry.name
         assert ("HMMA.1688.F32.TF32" if four_bytes else "HMMA.16816.F32") in code, entry.name
         if not (four_bytes and transposed):  # ldmatrix transposes elements of two bytes alone
             assert ("LDSM.16.MT88.4" if transposed else "LDSM.16.M88.4") in code, entry.name
         assert "STG.E.128" in code, entry.name
-    if entry.name.startswith("igemm") or re.match(r"wgrad_igemm<.*(true|1), \d+>", entry.name):
+    if "StemOuterMatrix" in entry.name:
+        assert "HMMA" in code and ("StemOuterMatrix<float" in entry.name or "LDSM.16.MT88.4" in code), entry.name
+    if entry.name.startswith("grouped") and "GroupMatrix" in entry.name:
+        assert "HMMA" in code and "STG.E.128" in code, entry.name
+    if entry.name.startswith(("igemm", "stem", "grouped")) or re.match(r"wgrad_igemm<.*(true|1), \d+>", entry.name):
         assert "LDGSTS.E.BYPASS.128" in code, entry.name
     if re.match(r"depthwise_wgrad<\w+, [48],", entry.name):
         assert "LDG.E.128" in code, entry.name
+    if re.match(r"average_(maps|planes)<\w+, [48]>", entry.name):
+        assert "LDG.E.128" in code, entry.name
+    if entry.name.startswith("transpose<"):
+        assert "LDG.E.128" in code and "STG.E.128" in code, entry.name
     if re.match(r"(clear|unpool_gather)<\w+, [48]>", entry.name):
         assert "STG.E.128" in code, entry.name
     vectors = entry.name.startswith("depthwise<") and re.match(r"depthwise<\w+, [48],", entry.name)

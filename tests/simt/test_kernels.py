@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from fastconv import reference_map
 from fastconv.problem import Problem
 from fastconv.testing import emulator, gpu_cases, inputs
 from fastconv.testing.check_pool import KINDS, check_pool
@@ -16,7 +17,8 @@ from fastconv.testing.gpu_cases import LAYOUTS, check
 from fastconv.testing.inputs import DTYPES
 
 CONVOLUTIONS = [k for k in emulator.rows() if k.op == "conv2d"]
-POOLS = [k for k in emulator.rows() if k.op != "conv2d"]
+MAPS = [k for k in emulator.rows() if k.op in reference_map.OPS]
+POOLS = [k for k in emulator.rows() if k.op not in ("conv2d", *reference_map.OPS)]
 SOME = 3  # a brief run takes every third problem, of each dtype and layout another third
 RANDOM_PROBLEMS, ALL_RANDOM_PROBLEMS = 12, 200
 # Tiles that a corpus of small problems does not reach: 128 x 128, whole and with edges.
@@ -134,6 +136,7 @@ def test_weight_gradients_in_many_parts(text):
     ("name", "text"),
     [
         ("conv2d/wgrad_igemm_sm80", "n3c16h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
+        ("conv2d/wgrad_stem_sm80", "n9c3h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_igemm_simt", "n3c5h19w21_k6r3s2_p1x0_f32nchw_wgrad"),
         ("dwconv2d/wgrad_depthwise_simt", "n9c16h19w21_k16r3s3_p1_g16_f32nhwc_wgrad"),
     ],
@@ -162,7 +165,8 @@ def test_depthwise_weight_gradients_end_with_the_outputs(layout):
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", POOLS, ids=lambda k: k.name)
 def test_pools_agree_with_the_oracle(kernel, dtype):
-    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+    for number, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+        i = number + number // 2  # layouts take turns, and alignments by another rhythm
         for kind in KINDS:
             if kind == "special" and (problem.pass_ == "dgrad" or "avg" in problem.op):
                 continue
@@ -170,6 +174,13 @@ def test_pools_agree_with_the_oracle(kernel, dtype):
                 check_pool(kernel, problem, kind=kind, seed=i, offset=(0, i % 16)[i % 2], threads=i)
             except (AssertionError, RuntimeError) as error:
                 raise AssertionError(f"{kernel.name} on {problem}, i={i}, {kind}: {error}") from None
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kernel", MAPS, ids=lambda k: k.name)
+def test_maps_agree_with_the_oracle(kernel, dtype):
+    for i, problem in enumerate(gpu_cases.problems(kernel, dtype)):
+        check(kernel, problem, i + i // 2)
 
 
 @pytest.mark.parametrize("kernel", emulator.rows(), ids=lambda k: k.name)
@@ -186,6 +197,17 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_igemm_sm80", "n1c8h5w6_k8r1s1_f16nhwc_in3of60", "8 of a buffer's 60 channels"),
         ("conv2d/dgrad_igemm_sm80", "n1c8h25w26_k8r9s9_u9_f16nhwc_dgrad", "the stride is 9"),
         ("conv2d/fprop_igemm_sm80", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200"),
+        ("conv2d/fprop_stem_sm80", "n1c3h5w6_k8r1s1_f32nhwc", "drop 13 of 23 mantissa bits"),
+        ("conv2d/fprop_stem_simt", "n1c5h5w6_k8r1s1_f32nhwc", "not C=5 in 1"),
+        ("conv2d/fprop_stem_sm80", "n1c3h5w6_k8r1s2_d1x2_f16nhwc", "the dilation is 2"),
+        ("conv2d/fprop_stem_sm80", "n1c4h50w60_k8r29s31_f16nhwc", "in shared memory, which take"),
+        ("conv2d/wgrad_stem_sm80", "n1c3h5w6_k8r1s1_f32nhwc_wgrad", "drop 13 of 23 mantissa bits"),
+        ("conv2d/wgrad_stem_simt", "n1c5h5w6_k8r1s1_f32nhwc_wgrad", "not C=5 in 1"),
+        ("conv2d/wgrad_stem_sm80", "n1c4h150w160_k8r129s131_f16nhwc_wgrad", "in shared memory, which take"),
+        ("gconv2d/fprop_grouped_sm80", "n1c8h5w6_k8r1s1_g2_f32nhwc", "drop 13 of 23 mantissa bits"),
+        ("gconv2d/fprop_grouped_simt", "n1c32h5w6_k8r1s1_g2_f32nhwc", "not C=32 to K=8 in 2"),
+        ("gconv2d/dgrad_grouped_sm80", "n1c8h25w26_k8r9s9_u9_g2_f16nhwc_dgrad", "the stride is 9"),
+        ("gconv2d/fprop_grouped_sm80", "n1c8h50w60_k8r9s9_u8_g2_f16nhwc", "shared memory, which take"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
@@ -193,6 +215,9 @@ def test_refusals_are_sentences():
         ("conv2d/wgrad_igemm_simt", "n65536c1h200w201_k1r1s1_f32nhwc_wgrad", "2634547200"),
         ("dwconv2d/wgrad_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc_wgrad", "but the problem has 2"),
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
+        ("avgpool2d/fprop_global_simt", "avgpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
+        ("adaptiveavg2d/fprop_global_simt", "adaptiveavg2d_n1c1h9w8_o1x2_f32nhwc", "2 of them"),
+        ("reorder2d/fprop_transpose_simt", "reorder2d_n70000c8h9w8_f32nhwc", "there are 70000"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):
         assert part in emulator.kernel(name).refuses(Problem(text))

@@ -13,13 +13,12 @@
 // wgmma.
 #include "igemm.h"
 
+#include "cuda/common/refuses.h"
 #include "pack.h"
 
 namespace fastconv::FASTCONV_GPU {
 
 namespace {
-
-constexpr int64_t largest_place = int64_t{1} << 29;  // of pixels along an axis: sums of two fit an int
 
 std::string refuses_geometry(const Problem& p) {
   const bool forward = p.pass == Pass::fprop;
@@ -31,26 +30,23 @@ std::string refuses_geometry(const Problem& p) {
     return "It numbers taps x channels in 32 bits, but there are " + std::to_string(depth) + ".";
   if (p.groups > most_blocks_yz)
     return "It has a block layer for each group, but there are " + std::to_string(p.groups) + ".";
+  if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   for (const Axis* a : {&p.h, &p.w}) {
     if (!forward && a->stride > most_phases)
       return "It takes the gradient by at most " + std::to_string(most_phases) + " phases an axis, but the stride is " +
              std::to_string(a->stride) + ".";
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
   }
   return {};
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32)
-    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_matrix(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
-  if (p.dtype != Dtype::f32) return "It multiplies in f32; tensor cores are for " + std::string(name_of(p.dtype)) + ".";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_plain(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 int64_t workspace(const Problem& p) {

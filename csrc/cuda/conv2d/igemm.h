@@ -2,8 +2,8 @@
 // channels. Which source pixel belongs to a tap is walk.h's; a block's product is tile.h's.
 #pragma once
 
-#include "cuda/common/epilogue.h"
 #include "cuda/common/launch.h"
+#include "store.h"
 #include "tile.h"
 #include "walk.h"
 
@@ -111,31 +111,13 @@ igemm(FASTCONV_PARAMS(IgemmParams<T>) p) {
     sums.multiply(stage, stage + Tile::rows * row_bytes);
   }
 
-  // Through shared memory, so that neighbouring threads store neighbouring channels.
-  barrier();
-  const Shared<float> shared = Shared<float>::at(0);
-  sums.each([&](int row, int column, Pack<float, 2> pair) { shared.write(row * Tile::sums_pitch + column, pair); });
-  barrier();
-  auto put = [&](auto vector, int row, int column) {
-    constexpr int V = decltype(vector)::value;
-    if (first_row + row >= rows || first_column + column >= p.columns) return;
-    const int n = (first_row + row) / pixels, at = (first_row + row) % pixels;
-    const int64_t y = at / w.count * h.out_step + h.out_first, x = at % w.count * w.out_step + w.out_first;
-    float value[V];
-    shared.read_all(value, row * Tile::sums_pitch + column);
-    p.tail.put(n, y * p.written_width + x, static_cast<int64_t>(group) * p.columns + first_column + column, value);
-  };
-  if (p.tail_takes_vectors) {
-    constexpr int across = Tile::columns / elements;
-    for (int i = this_thread(); i < Tile::rows * across; i += Tile::threads)
-      put(std::integral_constant<int, elements>{}, i / across, i % across * elements);
-  } else if (p.tail.out_channel == 1) {
-    for (int i = this_thread(); i < Tile::rows * Tile::columns; i += Tile::threads)
-      put(std::integral_constant<int, 1>{}, i / Tile::columns, i % Tile::columns);
-  } else {
-    for (int i = this_thread(); i < Tile::rows * Tile::columns; i += Tile::threads)
-      put(std::integral_constant<int, 1>{}, i % Tile::rows, i / Tile::rows);
-  }
+  store_tile<Tile>(p.tail, p.tail_takes_vectors, sums, Shared<float>::at(0), p.columns - first_column,
+                   static_cast<int64_t>(group) * p.columns + first_column, [&](int row) {
+                     const int n = (first_row + row) / pixels, at = (first_row + row) % pixels;
+                     const int64_t y = at / w.count * h.out_step + h.out_first,
+                                   x = at % w.count * w.out_step + w.out_first;
+                     return Written{first_row + row < rows, n, y * p.written_width + x};
+                   });
 }
 
 }  // namespace fastconv::FASTCONV_GPU

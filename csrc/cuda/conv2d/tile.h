@@ -56,19 +56,26 @@ struct MatrixSums {
       FASTCONV_UNROLL
       for (int j = 0; j < across / 2; ++j)
         load_matrices(b[j], right + chunk_at(column + j * 2 * mma_columns + line + octet / 2 * 8, k + octet % 2));
-      if constexpr (sizeof(T) == sizeof(float)) {
-        FASTCONV_UNROLL
-        for (int i = 0; i < down; ++i) FASTCONV_UNROLL
-        for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(a[i][e]);
-        FASTCONV_UNROLL
-        for (int j = 0; j < across / 2; ++j) FASTCONV_UNROLL
-        for (int e = 0; e < 4; ++e) b[j][e] = to_tf32(b[j][e]);
-      }
-      FASTCONV_UNROLL
-      for (int i = 0; i < down; ++i) FASTCONV_UNROLL
-      for (int j = 0; j < across; ++j)
-        MatrixOf<T>::multiply(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      if constexpr (sizeof(T) == sizeof(float)) round_operands(a, b);
+      accumulate(a, b);
     }
+  }
+
+  // What float storage holds, as tf32.
+  FASTCONV_DEVICE static void round_operands(uint32_t (&a)[down][4], uint32_t (&b)[across / 2][4]) {
+    FASTCONV_UNROLL
+    for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+    for (int e = 0; e < 4; ++e) a[i][e] = to_tf32(a[i][e]);
+    FASTCONV_UNROLL
+    for (int j = 0; j < across / 2; ++j) FASTCONV_UNROLL
+    for (int e = 0; e < 4; ++e) b[j][e] = to_tf32(b[j][e]);
+  }
+  // 32 bytes of depth: fragments of the warp's rows, and of pairs of its groups of eight columns.
+  FASTCONV_DEVICE void accumulate(const uint32_t (&a)[down][4], const uint32_t (&b)[across / 2][4]) {
+    FASTCONV_UNROLL
+    for (int i = 0; i < down; ++i) FASTCONV_UNROLL
+    for (int j = 0; j < across; ++j)
+      MatrixOf<T>::multiply(sum[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
 
   // Calls f(row, column, two neighbouring sums) for all that this thread has.
@@ -84,10 +91,10 @@ struct MatrixSums {
   }
 };
 
-// The same in float, by multiply-adds: a thread has 8 x 4 sums, of every eighth row and four neighbouring columns.
-template <class Tile>
+// The same in float, by multiply-adds: a thread has 8 x Across sums, of rows apart and neighbouring columns.
+template <class Tile, int Across = 4>
 struct PlainSums {
-  static constexpr int down = 8, across = 4;
+  static constexpr int down = 8, across = Across;
   static constexpr int columns_of_threads = Tile::columns / across;
   static constexpr int rows_of_threads = Tile::threads / columns_of_threads;
   static_assert(rows_of_threads * down == Tile::rows);

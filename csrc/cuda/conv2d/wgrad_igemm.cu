@@ -13,6 +13,7 @@
 // a time; few channels pay for their padding; depthwise problems use a row of each tile; dense layers on Hopper lose to
 // wgmma.
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
 #include "outer.h"
 #include "parts.h"
 #include "walk.h"
@@ -129,8 +130,7 @@ wgrad_igemm(FASTCONV_PARAMS(WgradParams<T>) p) {
   }
 }
 
-constexpr int64_t largest_place = int64_t{1} << 29;  // of pixels along an axis: sums of two fit an int
-constexpr int64_t least_steps = 4;                   // of a part
+constexpr int64_t least_steps = 4;  // of a part
 
 int element_bytes(const Problem& p) { return static_cast<int>(dtype_bytes(p.dtype)); }
 int64_t padded_channels(const Problem& p) { return round_up(p.channels_per_group(), vector_bytes / element_bytes(p)); }
@@ -150,22 +150,18 @@ std::string refuses_geometry(const Problem& p) {
   if (tiles(p) > most_blocks) return "It would start too many blocks: " + std::to_string(tiles(p)) + " a group.";
   if (p.groups > most_blocks_yz)
     return "It has a block layer for each group, but there are " + std::to_string(p.groups) + ".";
-  for (const Axis* a : {&p.h, &p.w})
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
+  if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   return {};
 }
 
 std::string refuses_matrix(const Problem& p) {
-  if (p.dtype == Dtype::f32)
-    return "Tensor cores take f16, bf16 and tf32; in f32 they would drop 13 of 23 mantissa bits.";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_matrix(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
-  if (p.dtype != Dtype::f32) return "It multiplies in f32; tensor cores are for " + std::string(name_of(p.dtype)) + ".";
-  return refuses_geometry(p);
+  const std::string sentence = refuses_for_plain(p.dtype);
+  return sentence.empty() ? refuses_geometry(p) : sentence;
 }
 
 int64_t workspace(const Problem& p) {

@@ -10,6 +10,7 @@
 // for windows from about 11x11 on.
 #include "cuda/common/epilogue.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
 #include "cuda/common/shared.h"
 #include "cuda/conv2d/walk.h"
 
@@ -21,7 +22,6 @@ constexpr int threads = 128;
 constexpr int columns = 4;       // pixels of a thread
 constexpr int most_vectors = 8;  // channel vectors of a block
 constexpr int64_t most_shared = 48 << 10;
-constexpr int64_t largest_place = int64_t{1} << 29;
 
 template <class T>
 struct Params {
@@ -123,13 +123,11 @@ std::string refuses(const Problem& p) {
   if (held > most_shared)
     return "It keeps the taps of 64 channels in shared memory, but R·S=" + std::to_string(p.taps()) + " take " +
            std::to_string(held) + " bytes.";
+  if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   for (const Axis* a : {&p.h, &p.w}) {
     if (p.pass == Pass::dgrad && a->stride > most_phases)
       return "It takes the gradient by at most " + std::to_string(most_phases) + " phases an axis, but the stride is " +
              std::to_string(a->stride) + ".";
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
   }
   if (const int64_t elements = std::max(p.x_elements(), p.y_elements()); elements / threads > most_blocks)
     return "It would start too many blocks for " + std::to_string(elements) + " elements.";

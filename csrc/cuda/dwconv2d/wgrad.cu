@@ -10,6 +10,7 @@
 // MB, 108 us predicted; not measured. It loses in NCHW, where a warp's loads are 8 bytes apart, with strides over rows
 // that are wider than 4 x stride, and to one pass over all taps where these fit the registers.
 #include "cuda/common/launch.h"
+#include "cuda/common/refuses.h"
 #include "cuda/conv2d/parts.h"
 #include "cuda/conv2d/walk.h"
 
@@ -21,7 +22,6 @@ constexpr int threads = 128;
 constexpr int columns = 4;       // output gradients of a row that a thread takes at once
 constexpr int most_vectors = 8;  // channel vectors of a block
 constexpr int most_sums = 32;    // of a thread where three blocks share a multiprocessor's registers
-constexpr int64_t largest_place = int64_t{1} << 29;
 
 template <class T>
 struct WgradParams {
@@ -149,10 +149,7 @@ std::string refuses(const Problem& p) {
     return "It takes depthwise problems, not C=" + std::to_string(p.c) + " in " + std::to_string(p.groups) + " groups.";
   if (p.k != p.c)
     return "It has one filter a channel, but the problem has " + std::to_string(p.filters_per_group()) + ".";
-  for (const Axis* a : {&p.h, &p.w})
-    for (int64_t size : {a->in, a->out, a->reach(), a->pad_lo, a->stride})
-      if (size > largest_place)
-        return "Its places are 32-bit numbers, but a size, window, stride or padding is " + std::to_string(size) + ".";
+  if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   constexpr int64_t most_taps = 1 << 20;
   if (p.taps() > most_taps)
     return "It has a block layer for some taps, but there are " + std::to_string(p.taps()) + ".";
