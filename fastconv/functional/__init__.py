@@ -17,6 +17,7 @@ from fastconv.functional.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from fastconv.functional.fused import depthwise_pointwise
 from fastconv.functional.norm import batch_norm, local_response_norm
 from fastconv.functional.pool import (
     adaptive_avg_pool1d,
@@ -45,6 +46,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "depthwise_pointwise",
     "local_response_norm",
     "max_pool1d",
     "max_pool2d",

@@ -22,7 +22,7 @@ ALLOWED = {
     "dispatch": {"_native", "problem", "registry", "settings"},
     "memory": {"_native"},
     "ops": {"dispatch"},
-    "functional": {"ops", "_native"},  # the extension takes the ordinary call directly
+    "functional": {"ops", "_native", "kernels", "problem"},  # the extension takes the ordinary call directly
     "profiling": {"_native", "problem", "settings"},
     "nn": {"functional", "profiling", "problem", "dispatch"},
     "explanation": {"dispatch", "nn", "problem", "profiling", "_native", "registry"},

@@ -14,7 +14,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv.kernels import triton as rows  # noqa: E402
-from fastconv.kernels.triton import configure  # noqa: E402
+from fastconv.kernels.triton import configure, dw_pw  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
 
@@ -131,8 +131,13 @@ def cache(tmp_path_factory) -> None:
 @pytest.mark.parametrize(("name", "text"), CASES, ids=str)
 def test_defaults_compile_without_spills(name, text, architecture, tmp_path):
     problem = Problem(text)
-    for launch in launches(name, problem, architecture):
-        found = facts(launch.compile(architecture), tmp_path)
+    check(launches(name, problem, architecture), name, problem, architecture, tmp_path)
+
+
+def check(started: list, name: str, problem: Problem, architecture: int, folder: Path) -> None:
+    """Registers, spills, shared memory and instructions of every start."""
+    for launch in started:
+        found = facts(launch.compile(architecture), folder)
         assert found.spilled == 0, f"{launch}: {found.spilled} bytes of local memory"
         assert found.registers <= MOST_REGISTERS
         assert found.shared <= configure.machine(architecture).shared
@@ -148,6 +153,26 @@ def test_defaults_compile_without_spills(name, text, architecture, tmp_path):
             assert "cp.async.bulk.tensor" in found.ptx
         if problem.dtype == "f32":
             assert "tf32" not in found.ptx, "Products of float must be exact."
+
+
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [
+        ("n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6", "_k24r1s1_bf16nhwc_bias_res"),
+        ("n32c576h14w15_k576r5s5_u2_p2_g576_f16nhwc_bias_silu", "_k160r1s1_f16nhwc_bias"),
+        ("n1c96h28w30_k96r3s3_p1_g96_f32nchw_bias_relu6", "_k64r1s1_f32nchw_bias"),
+    ],
+)
+def test_two_convolutions_in_one_kernel_compile_without_spills(text, behind, architecture, tmp_path):
+    first = Problem(text)
+    second = Problem(f"n{first.n}c{first.k}h{first.h.out}w{first.w.out}{behind}")
+    one, two = blank.operands(first), blank.operands(second)
+    operands = {"x": one["x"], "w": one["w"], "depthwise_bias": one["bias"], "filter": two["w"]}
+    operands |= {name: two[name] for name in ("bias", "residual") if name in two}
+    assert dw_pw.refuses(first, second) is None
+    started = dw_pw.plan(first, second, architecture=architecture, **operands)[1]
+    check(started, "dw_pw", second, architecture, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if "depthwise" not in name])

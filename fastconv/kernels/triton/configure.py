@@ -216,6 +216,18 @@ def matrix_cycles(tile: Tile, dtype: str, m: int, n: int, k: int, architecture: 
     return waves * (LATENCY + cdiv(k, tile.k) * step + written)
 
 
+def fused_tile(dtype: str, pixels: int, columns: int, depth: int, architecture: int) -> Tile:
+    """The tile of a product whose rows are computed in registers by each block of columns anew: as many columns as the
+    sums leave room for, so that few blocks repeat that work.
+    """
+    if dtype == "f32":
+        return _pick((Tile(32, min(64, max(LEAST, power(columns))), LEAST),))
+    most = 64 if power(pixels) < WARPGROUP_ROWS * machine(architecture).multiprocessors else 128
+    widest = min(most, max(LEAST, power(columns)))
+    depths = [min(d, max(LEAST, power(depth))) for d in (32, 16, 64)]
+    return _pick(tuple(dict.fromkeys(Tile(WARPGROUP_ROWS, widest, d) for d in depths)))
+
+
 def splits(tile: Tile, m: int, n: int, k: int, architecture: int) -> int:
     """Pieces into which a filter gradient cuts its k pixels so that all multiprocessors have work; a power of two.
 

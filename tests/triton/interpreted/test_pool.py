@@ -20,7 +20,7 @@ INDICES = {"unpool2d": ("i64",), "maxpool2d": ("u8", "i64", "none"), "adaptivema
 PROBLEMS = 8  # of each kernel in the ordinary run
 RANDOM = 100  # of each kernel in the full run
 MAX_PIXELS, MAX_TAPS = 400, 36  # of the ordinary run
-FULL_PIXELS, FULL_TAPS = 2000, 200
+FULL_PIXELS, FULL_TAPS = 400, 36
 
 # What a sample of the corpus could leave out: a byte for taps of windows that are no squares, overlapping and dilated.
 CORNERS = (
