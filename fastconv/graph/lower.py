@@ -21,7 +21,7 @@ from fastconv.graph.network import Network
 from fastconv.graph.partition import Part
 from fastconv.graph.rules import LOWER
 from fastconv.graph.select import NoKernel, Selection
-from fastconv.graph.values import DTYPES, Buffer, Lowered, Step, Value, value_of
+from fastconv.graph.values import DTYPES, Buffer, Filter, Lowered, Step, Value, value_of
 from fastconv.problem import Problem
 
 
@@ -30,22 +30,22 @@ def lower(
     part: Part,
     examples: Sequence[Tensor],
     select: Callable[[Problem], Selection],
-    pack: Callable[[Selection, str, Tensor], Tensor],
+    constant: Callable[[Selection, Filter], Tensor],
 ) -> Lowered:
     """The program of a part for inputs of the examples' shapes and strides.
 
-    select: chooses a kernel. pack: a filter in a kernel's form, by the name it has here.
+    select: chooses a kernel. constant: a filter as the selection's kernel reads it.
     """
-    return Lowering(network, part, examples, select, pack).result()
+    return Lowering(network, part, examples, select, constant).result()
 
 
 class Lowering:
     """The state of one lowering. The rules (:mod:`fastconv.graph.rules`) see it as ``low``."""
 
-    def __init__(self, network, part, examples, select, pack):
+    def __init__(self, network, part, examples, select, constant):
         self.network, self.nodes = network, part.nodes
         self.inputs, self.outputs, self.examples = part.inputs, part.outputs, examples
-        self.select, self.pack = select, pack
+        self.select, self.constant = select, constant
         self.steps: list[Step] = []
         self.origin = "input"  # the captured node that steps are made for
         self.values: dict[fx.Node, Value] = {}
@@ -166,14 +166,13 @@ class Lowering:
         reads: dict[str, Value],
         out: Value,
         *,
-        filter: tuple[str, Tensor] | None = None,
+        filter: Filter | None = None,
         constants: dict[str, Tensor] | None = None,
         response: tuple[float, float, float] | None = None,
     ) -> None:
         selection, constants = self.select(Problem(problem)), constants or {}
         if filter is not None:
-            packed = selection.problem.packed
-            constants |= {"packed": self.pack(selection, *filter)} if packed else {"w": filter[1]}
+            constants |= {"packed" if selection.problem.packed else "w": self.constant(selection, filter)}
         self.steps.append(Step(selection, reads, out, constants, response, self.origin))
 
     def map2d(
@@ -211,7 +210,8 @@ def _shapes(network, nodes, inputs, examples) -> dict[fx.Node, Any]:
 
         def value(node: fx.Node) -> Any:
             if node not in values and node.op == "get_attr":
-                values[node] = mode.from_tensor(network.tensors[node.target])
+                like = network.tensors.like(node.target)
+                values[node] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
             return values[node]
 
         for node in nodes:

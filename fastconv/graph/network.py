@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from fastconv.graph.weights import Recipe, Weights
 
 
 class Network:
@@ -16,16 +18,20 @@ class Network:
     tensors: by the names of get_attr nodes; what passes derive from them has names of its own.
     """
 
-    def __init__(self, graph: fx.Graph, tensors: dict[str, Tensor]):
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor]):
         self.graph = graph
-        self.tensors = dict(tensors)
+        self.tensors = Weights(tensors)
 
     def tensor(self, node: Any) -> Tensor | None:
         """The constant a node stands for, or None."""
-        return self.tensors[node.target] if isinstance(node, fx.Node) and node.op == "get_attr" else None
+        return self.tensors[node.target] if self.is_constant(node) else None
 
-    def constant(self, before: fx.Node, value: Tensor, like: str) -> fx.Node:
-        """A node for a new constant, named after where it comes from."""
+    def is_constant(self, node: Any) -> bool:
+        """Whether a node stands for a constant."""
+        return isinstance(node, fx.Node) and node.op == "get_attr"
+
+    def constant(self, before: fx.Node, value: Tensor | Recipe, like: str) -> fx.Node:
+        """A node for a new constant, or for how it is made, named after where it comes from."""
         name, number = like, 0
         while name in self.tensors:
             number += 1
@@ -33,7 +39,7 @@ class Network:
         self.tensors[name] = value
         with self.graph.inserting_before(before):
             node = self.graph.create_node("get_attr", name)
-        node.meta = {"val": value}
+        node.meta = {"val": self.tensors.like(name)}
         return node
 
     def replace(
@@ -57,7 +63,7 @@ class Network:
             if node.op in ("call_function", "get_attr") and not node.users and not node.is_impure():
                 self.graph.erase_node(node)
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
+        self.tensors = self.tensors.only(used)
 
     def run(self, *inputs: Tensor) -> Any:
         """The graph's results, in PyTorch's operators: what any plan of it must give."""

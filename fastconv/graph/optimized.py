@@ -68,9 +68,13 @@ class Optimized(Inference):
             passes.run(network)
         self.network = network
         self.parts = partition.partition(network)
+        arenas = C.Arenas()  # parts run one after another
         self.units: list[Plan | partition.Part] = [
-            Plan(network, part, self.policy) if part.planned else part for part in self.parts
+            Plan(network, part, self.policy, arenas) if part.planned else part for part in self.parts
         ]
+        network.tensors.keep(
+            node.target for part in self.parts if not part.planned for node in part.inputs if network.is_constant(node)
+        )
         self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
         self._repeat: Any = None
         self._order = self._places_of_results()
@@ -85,8 +89,7 @@ class Optimized(Inference):
             results = self._repeat(args, settings.current())
             if results is not None:
                 return self._nested(results)
-        if name := self.changed():
-            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
+        self._must_be_current()
         environment = self._environment(args, kwargs)
         with torch.no_grad():
             for unit in self.units:
@@ -129,6 +132,7 @@ class Optimized(Inference):
 
     def timed(self, *args: Any, **kwargs: Any) -> tuple[Any, list[StageTime]]:
         """What a call returns, and the stages' :meth:`timings`."""
+        self._must_be_current()
         environment, times = self._environment(args, kwargs), []
         with torch.no_grad():
             for unit in self.units:
@@ -141,6 +145,10 @@ class Optimized(Inference):
                     self.network.evaluate(unit.nodes, environment)
                     times.append(StageTime(tuple(node.name for node in unit.nodes), (), perf_counter() - start))
         return self._returned(environment), times
+
+    def _must_be_current(self) -> None:
+        if name := self.changed():
+            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
 
     def _returned(self, environment: dict[fx.Node, Any]) -> Any:
         return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
@@ -156,6 +164,7 @@ class Optimized(Inference):
     # --- copies and files -------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        self._must_be_current()
         return state.of(self)
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -167,6 +176,7 @@ class Optimized(Inference):
 
     def save(self, path: Any) -> None:
         """Writes the plan's graph and weights to a safetensors file; it holds no code and no machine's packed form."""
+        self._must_be_current()
         state.save(self, path)
 
     # --- what it says of itself -------------------------------------------------------------------------------------
@@ -181,7 +191,11 @@ class Optimized(Inference):
 
 
 def load_plan(path: Any) -> Optimized:
-    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine."""
+    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine.
+
+    The file is read where a filter is packed, and must stay as it is while the plan lives; it may be deleted, or
+    another put in its place under its name. Raises ValueError for a file that is damaged or holds no plan.
+    """
     plan = Optimized.__new__(Optimized)
     plan.__setstate__(state.read(path))
     return plan
