@@ -258,7 +258,9 @@ void bind_program(py::module_& m) {
   m.def("strip_bytes", &strip_bytes, py::arg("steps"), py::arg("height"));
   py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),
-           py::arg("dtype"));
+           py::arg("dtype"))
+      .def_readonly("sizes", &Border::sizes)
+      .def_readonly("strides", &Border::strides);
   py::class_<Arenas, std::shared_ptr<Arenas>>(m, "Arenas", "Memory of runs, for programs that share it.")
       .def(py::init<>())
       .def_property_readonly("bytes", &Arenas::bytes);

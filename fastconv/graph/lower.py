@@ -57,6 +57,12 @@ class Lowering:
         self.by_pixels: set[fx.Node] = set()  # flattened maps that lie in the order of their pixels
 
     def result(self) -> Lowered:
+        """Steps in stages, with memory."""
+        _, inputs, outputs = self.run()
+        return self._place(inputs, outputs)
+
+    def run(self) -> tuple[list[Step], list[Any], list[Any]]:
+        """The steps, and what enters and leaves them (C.Border)."""
         borders = [C.Border(list(t.shape), list(t.stride()), t.dtype) for t in self.examples]
         for number, (node, example) in enumerate(zip(self.inputs, self.examples, strict=True)):
             self.values[node] = self._input(number, example)
@@ -65,7 +71,7 @@ class Lowering:
             self.values[node] = LOWER[node.target](self, node, *node.args, **node.kwargs)
         self.origin = "output"
         results = [self._output(number, node) for number, node in enumerate(self.outputs)]
-        return self._place(borders, results)
+        return self.steps, borders, results
 
     # --- values -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +212,10 @@ def _shapes(network, nodes, inputs, examples) -> dict[fx.Node, Any]:
     """Each node's result for inputs like the examples, as a tensor without data."""
     mode = FakeTensorMode()
     with mode, torch.no_grad():
-        values = {node: mode.from_tensor(t) for node, t in zip(inputs, examples, strict=True)}
+        values = {
+            node: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)  # on no device: shapes are the same on all
+            for node, t in zip(inputs, examples, strict=True)
+        }
 
         def value(node: fx.Node) -> Any:
             if node not in values and node.op == "get_attr":

@@ -14,6 +14,7 @@ from fastconv._native import C
 from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
 from fastconv.graph.capture import Captured, capture
 from fastconv.graph.cast import in_dtype
+from fastconv.graph.device_plan import DevicePlan
 from fastconv.graph.inference import Inference
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
@@ -69,8 +70,11 @@ class Optimized(Inference):
         self.network = network
         self.parts = partition.partition(network)
         arenas = C.Arenas()  # parts run one after another
-        self.units: list[Plan | partition.Part] = [
-            Plan(network, part, self.policy, arenas) if part.planned else part for part in self.parts
+        device = network.tensors.device
+        self.signature = self.signature.on(device.type)
+
+        self.units: list[Plan | DevicePlan | partition.Part] = [
+            _plan(network, part, self.policy, arenas, device) if part.planned else part for part in self.parts
         ]
         network.tensors.keep(
             node.target for part in self.parts if not part.planned for node in part.inputs if network.is_constant(node)
@@ -93,7 +97,7 @@ class Optimized(Inference):
         environment = self._environment(args, kwargs)
         with torch.no_grad():
             for unit in self.units:
-                if isinstance(unit, Plan):
+                if not isinstance(unit, partition.Part):
                     environment.update(zip(unit.part.outputs, unit(_inputs(unit, environment)), strict=True))
                 else:
                     self.network.evaluate(unit.nodes, environment)
@@ -137,7 +141,7 @@ class Optimized(Inference):
         with torch.no_grad():
             for unit in self.units:
                 start = perf_counter()
-                if isinstance(unit, Plan):
+                if not isinstance(unit, partition.Part):
                     results, stages = unit.timed(_inputs(unit, environment))
                     environment.update(zip(unit.part.outputs, results, strict=True))
                     times += stages
@@ -201,7 +205,15 @@ def load_plan(path: Any) -> Optimized:
     return plan
 
 
-def _inputs(plan: Plan, environment: dict[fx.Node, Any]) -> list[Any]:
+def _plan(
+    network: Network, part: partition.Part, policy: Policy, arenas: Any, device: torch.device
+) -> Plan | DevicePlan:
+    if device.type == "cpu":
+        return Plan(network, part, policy, arenas)
+    return DevicePlan(network, part, device)
+
+
+def _inputs(plan: Plan | DevicePlan, environment: dict[fx.Node, Any]) -> list[Any]:
     return [_dense(environment[node]) for node in plan.part.inputs]
 
 

@@ -49,6 +49,12 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first of them is."""
+        kept = (entry for entry in self._entries.values() if isinstance(entry, Tensor))
+        return next((tensor.device for tensor in kept), torch.device("cpu"))
+
     def entry(self, name: str) -> Tensor | Recipe:
         """What stands for a tensor: the same for two names of one tensor."""
         return self._entries[name]
