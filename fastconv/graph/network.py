@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from fastconv.graph.weights import Recipe, Weights
+
+if TYPE_CHECKING:
+    from fastconv.graph.partition import Part
 
 
 class Network:
@@ -71,6 +74,12 @@ class Network:
         with torch.no_grad():
             self.evaluate(self.graph.nodes, values)
         return self.results(values)
+
+    def run_part(self, part: Part, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """A part's results in PyTorch's operators."""
+        values = dict(zip(part.inputs, inputs, strict=True))
+        self.evaluate(part.nodes, values)
+        return [values[node] for node in part.outputs]
 
     def evaluate(self, nodes: Iterable[fx.Node], values: dict[fx.Node, Any]) -> None:
         """Runs calls one by one in PyTorch and adds their results to ``values``."""
