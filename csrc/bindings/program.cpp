@@ -5,9 +5,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <map>
-#include <mutex>
 #include <optional>
 
+#include "arenas.h"
 #include "core/cpu_features.h"
 #include "core/machine.h"
 #include "cpu/table.h"
@@ -34,8 +34,8 @@ struct Border {
 class Compiled {
  public:
   Compiled(const py::list& stages, std::vector<Border> inputs, std::vector<Border> outputs, int64_t arena_bytes,
-           int threads)
-      : inputs_(std::move(inputs)), outputs_(std::move(outputs)) {
+           int threads, std::shared_ptr<Arenas> arenas)
+      : inputs_(std::move(inputs)), outputs_(std::move(outputs)), arenas_(std::move(arenas)) {
     std::vector<Stage> list;
     for (const py::handle& from : stages) {
       Stage stage;
@@ -128,42 +128,15 @@ class Compiled {
       out.push_back(results.back().mutable_data_ptr());
     }
     py::gil_scoped_release release;
-    const Loan arena(*this);
+    const Arenas::Loan arena(*arenas_, program_->arena_bytes());
     program_->run(in.data(), out.data(), arena.get(), TorchParallel(), seconds);
     return results;
   }
 
-  // An arena for one run: a kept one, or a new one while all are in use.
-  class Loan {
-   public:
-    explicit Loan(Compiled& owner) : owner_(owner) {
-      {
-        std::lock_guard lock(owner.mutex_);
-        if (!owner.free_.empty()) {
-          arena_ = std::move(owner.free_.back());
-          owner.free_.pop_back();
-        }
-      }
-      if (!arena_) arena_ = memory().allocate(static_cast<size_t>(std::max<int64_t>(1, owner.arena_bytes())));
-    }
-    ~Loan() {
-      std::lock_guard lock(owner_.mutex_);
-      owner_.free_.push_back(std::move(arena_));
-    }
-    Loan(const Loan&) = delete;
-    Loan& operator=(const Loan&) = delete;
-    void* get() const { return arena_.get(); }
-
-   private:
-    Compiled& owner_;
-    at::DataPtr arena_;
-  };
-
   std::optional<Program> program_;
   std::vector<Border> inputs_, outputs_;
   std::vector<at::Tensor> kept_;
-  std::mutex mutex_;
-  std::vector<at::DataPtr> free_;
+  std::shared_ptr<Arenas> arenas_;
 };
 
 // Bytes that each thread needs to carry out steps in strips. Throws ValueError where a kernel does not run its share.
@@ -285,10 +258,16 @@ void bind_program(py::module_& m) {
   m.def("strip_bytes", &strip_bytes, py::arg("steps"), py::arg("height"));
   py::class_<Border>(m, "Border", "A tensor that enters or leaves a program: sizes, strides, dtype.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>(), py::arg("sizes"), py::arg("strides"),
-           py::arg("dtype"));
+           py::arg("dtype"))
+      .def_readonly("sizes", &Border::sizes)
+      .def_readonly("strides", &Border::strides);
+  py::class_<Arenas, std::shared_ptr<Arenas>>(m, "Arenas", "Memory of runs, for programs that share it.")
+      .def(py::init<>())
+      .def_property_readonly("bytes", &Arenas::bytes);
   py::class_<Compiled>(m, "Program", "A network as stages over one arena (csrc/plan/program.h).")
-      .def(py::init<const py::list&, std::vector<Border>, std::vector<Border>, int64_t, int>(), py::arg("stages"),
-           py::arg("inputs"), py::arg("outputs"), py::arg("arena_bytes"), py::arg("threads"))
+      .def(py::init<const py::list&, std::vector<Border>, std::vector<Border>, int64_t, int, std::shared_ptr<Arenas>>(),
+           py::arg("stages"), py::arg("inputs"), py::arg("outputs"), py::arg("arena_bytes"), py::arg("threads"),
+           py::arg("arenas"))
       .def("run", py::overload_cast<const std::vector<at::Tensor>&>(&Compiled::run), py::arg("inputs"))
       .def("timed", &Compiled::timed, py::arg("inputs"))
       .def_property_readonly("arena_bytes", &Compiled::arena_bytes)

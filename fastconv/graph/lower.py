@@ -21,7 +21,7 @@ from fastconv.graph.network import Network
 from fastconv.graph.partition import Part
 from fastconv.graph.rules import LOWER
 from fastconv.graph.select import NoKernel, Selection
-from fastconv.graph.values import DTYPES, Buffer, Lowered, Step, Value, value_of
+from fastconv.graph.values import DTYPES, Buffer, Filter, Lowered, Step, Value, value_of
 from fastconv.problem import Problem
 
 
@@ -30,22 +30,22 @@ def lower(
     part: Part,
     examples: Sequence[Tensor],
     select: Callable[[Problem], Selection],
-    pack: Callable[[Selection, str, Tensor], Tensor],
+    constant: Callable[[Selection, Filter], Tensor],
 ) -> Lowered:
     """The program of a part for inputs of the examples' shapes and strides.
 
-    select: chooses a kernel. pack: a filter in a kernel's form, by the name it has here.
+    select: chooses a kernel. constant: a filter as the selection's kernel reads it.
     """
-    return Lowering(network, part, examples, select, pack).result()
+    return Lowering(network, part, examples, select, constant).result()
 
 
 class Lowering:
     """The state of one lowering. The rules (:mod:`fastconv.graph.rules`) see it as ``low``."""
 
-    def __init__(self, network, part, examples, select, pack):
+    def __init__(self, network, part, examples, select, constant):
         self.network, self.nodes = network, part.nodes
         self.inputs, self.outputs, self.examples = part.inputs, part.outputs, examples
-        self.select, self.pack = select, pack
+        self.select, self.constant = select, constant
         self.steps: list[Step] = []
         self.origin = "input"  # the captured node that steps are made for
         self.values: dict[fx.Node, Value] = {}
@@ -57,6 +57,12 @@ class Lowering:
         self.by_pixels: set[fx.Node] = set()  # flattened maps that lie in the order of their pixels
 
     def result(self) -> Lowered:
+        """Steps in stages, with memory."""
+        _, inputs, outputs = self.run()
+        return self._place(inputs, outputs)
+
+    def run(self) -> tuple[list[Step], list[Any], list[Any]]:
+        """The steps, and what enters and leaves them (C.Border)."""
         borders = [C.Border(list(t.shape), list(t.stride()), t.dtype) for t in self.examples]
         for number, (node, example) in enumerate(zip(self.inputs, self.examples, strict=True)):
             self.values[node] = self._input(number, example)
@@ -65,7 +71,7 @@ class Lowering:
             self.values[node] = LOWER[node.target](self, node, *node.args, **node.kwargs)
         self.origin = "output"
         results = [self._output(number, node) for number, node in enumerate(self.outputs)]
-        return self._place(borders, results)
+        return self.steps, borders, results
 
     # --- values -----------------------------------------------------------------------------------------------------
 
@@ -166,14 +172,13 @@ class Lowering:
         reads: dict[str, Value],
         out: Value,
         *,
-        filter: tuple[str, Tensor] | None = None,
+        filter: Filter | None = None,
         constants: dict[str, Tensor] | None = None,
         response: tuple[float, float, float] | None = None,
     ) -> None:
         selection, constants = self.select(Problem(problem)), constants or {}
         if filter is not None:
-            packed = selection.problem.packed
-            constants |= {"packed": self.pack(selection, *filter)} if packed else {"w": filter[1]}
+            constants |= {"packed" if selection.problem.packed else "w": self.constant(selection, filter)}
         self.steps.append(Step(selection, reads, out, constants, response, self.origin))
 
     def map2d(
@@ -207,11 +212,15 @@ def _shapes(network, nodes, inputs, examples) -> dict[fx.Node, Any]:
     """Each node's result for inputs like the examples, as a tensor without data."""
     mode = FakeTensorMode()
     with mode, torch.no_grad():
-        values = {node: mode.from_tensor(t) for node, t in zip(inputs, examples, strict=True)}
+        values = {
+            node: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)  # on no device: shapes are the same on all
+            for node, t in zip(inputs, examples, strict=True)
+        }
 
         def value(node: fx.Node) -> Any:
             if node not in values and node.op == "get_attr":
-                values[node] = mode.from_tensor(network.tensors[node.target])
+                like = network.tensors.like(node.target)
+                values[node] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
             return values[node]
 
         for node in nodes:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+
+from fastconv.graph.weights import Recipe, Weights
+
+if TYPE_CHECKING:
+    from fastconv.graph.partition import Part
 
 
 class Network:
@@ -16,16 +21,20 @@ class Network:
     tensors: by the names of get_attr nodes; what passes derive from them has names of its own.
     """
 
-    def __init__(self, graph: fx.Graph, tensors: dict[str, Tensor]):
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor]):
         self.graph = graph
-        self.tensors = dict(tensors)
+        self.tensors = Weights(tensors)
 
     def tensor(self, node: Any) -> Tensor | None:
         """The constant a node stands for, or None."""
-        return self.tensors[node.target] if isinstance(node, fx.Node) and node.op == "get_attr" else None
+        return self.tensors[node.target] if self.is_constant(node) else None
 
-    def constant(self, before: fx.Node, value: Tensor, like: str) -> fx.Node:
-        """A node for a new constant, named after where it comes from."""
+    def is_constant(self, node: Any) -> bool:
+        """Whether a node stands for a constant."""
+        return isinstance(node, fx.Node) and node.op == "get_attr"
+
+    def constant(self, before: fx.Node, value: Tensor | Recipe, like: str) -> fx.Node:
+        """A node for a new constant, or for how it is made, named after where it comes from."""
         name, number = like, 0
         while name in self.tensors:
             number += 1
@@ -33,7 +42,7 @@ class Network:
         self.tensors[name] = value
         with self.graph.inserting_before(before):
             node = self.graph.create_node("get_attr", name)
-        node.meta = {"val": value}
+        node.meta = {"val": self.tensors.like(name)}
         return node
 
     def replace(
@@ -57,7 +66,7 @@ class Network:
             if node.op in ("call_function", "get_attr") and not node.users and not node.is_impure():
                 self.graph.erase_node(node)
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
-        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
+        self.tensors = self.tensors.only(used)
 
     def run(self, *inputs: Tensor) -> Any:
         """The graph's results, in PyTorch's operators: what any plan of it must give."""
@@ -65,6 +74,12 @@ class Network:
         with torch.no_grad():
             self.evaluate(self.graph.nodes, values)
         return self.results(values)
+
+    def run_part(self, part: Part, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """A part's results in PyTorch's operators."""
+        values = dict(zip(part.inputs, inputs, strict=True))
+        self.evaluate(part.nodes, values)
+        return [values[node] for node in part.outputs]
 
     def evaluate(self, nodes: Iterable[fx.Node], values: dict[fx.Node, Any]) -> None:
         """Runs calls one by one in PyTorch and adds their results to ``values``."""

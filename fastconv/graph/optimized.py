@@ -14,6 +14,7 @@ from fastconv._native import C
 from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
 from fastconv.graph.capture import Captured, capture
 from fastconv.graph.cast import in_dtype
+from fastconv.graph.device_plan import DevicePlan
 from fastconv.graph.inference import Inference
 from fastconv.graph.network import Network
 from fastconv.graph.plan import Plan
@@ -68,9 +69,16 @@ class Optimized(Inference):
             passes.run(network)
         self.network = network
         self.parts = partition.partition(network)
-        self.units: list[Plan | partition.Part] = [
-            Plan(network, part, self.policy) if part.planned else part for part in self.parts
+        arenas = C.Arenas()  # parts run one after another
+        device = network.tensors.device
+        self.signature = self.signature.on(device.type)
+
+        self.units: list[Plan | DevicePlan | partition.Part] = [
+            _plan(network, part, self.policy, arenas, device) if part.planned else part for part in self.parts
         ]
+        network.tensors.keep(
+            node.target for part in self.parts if not part.planned for node in part.inputs if network.is_constant(node)
+        )
         self._placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
         self._repeat: Any = None
         self._order = self._places_of_results()
@@ -85,12 +93,11 @@ class Optimized(Inference):
             results = self._repeat(args, settings.current())
             if results is not None:
                 return self._nested(results)
-        if name := self.changed():
-            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
+        self._must_be_current()
         environment = self._environment(args, kwargs)
         with torch.no_grad():
             for unit in self.units:
-                if isinstance(unit, Plan):
+                if not isinstance(unit, partition.Part):
                     environment.update(zip(unit.part.outputs, unit(_inputs(unit, environment)), strict=True))
                 else:
                     self.network.evaluate(unit.nodes, environment)
@@ -129,11 +136,12 @@ class Optimized(Inference):
 
     def timed(self, *args: Any, **kwargs: Any) -> tuple[Any, list[StageTime]]:
         """What a call returns, and the stages' :meth:`timings`."""
+        self._must_be_current()
         environment, times = self._environment(args, kwargs), []
         with torch.no_grad():
             for unit in self.units:
                 start = perf_counter()
-                if isinstance(unit, Plan):
+                if not isinstance(unit, partition.Part):
                     results, stages = unit.timed(_inputs(unit, environment))
                     environment.update(zip(unit.part.outputs, results, strict=True))
                     times += stages
@@ -141,6 +149,10 @@ class Optimized(Inference):
                     self.network.evaluate(unit.nodes, environment)
                     times.append(StageTime(tuple(node.name for node in unit.nodes), (), perf_counter() - start))
         return self._returned(environment), times
+
+    def _must_be_current(self) -> None:
+        if name := self.changed():
+            raise RuntimeError(f"The model's {name!r} changed after the plan was made: call refresh() on the plan.")
 
     def _returned(self, environment: dict[fx.Node, Any]) -> Any:
         return pytree.tree_unflatten(self.network.results(environment), self.signature.out_spec)
@@ -156,6 +168,7 @@ class Optimized(Inference):
     # --- copies and files -------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        self._must_be_current()
         return state.of(self)
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -167,6 +180,7 @@ class Optimized(Inference):
 
     def save(self, path: Any) -> None:
         """Writes the plan's graph and weights to a safetensors file; it holds no code and no machine's packed form."""
+        self._must_be_current()
         state.save(self, path)
 
     # --- what it says of itself -------------------------------------------------------------------------------------
@@ -181,13 +195,25 @@ class Optimized(Inference):
 
 
 def load_plan(path: Any) -> Optimized:
-    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine."""
+    """The plan that :meth:`Optimized.save` wrote. Kernels are chosen, and filters packed, for this machine.
+
+    The file is read where a filter is packed, and must stay as it is while the plan lives; it may be deleted, or
+    another put in its place under its name. Raises ValueError for a file that is damaged or holds no plan.
+    """
     plan = Optimized.__new__(Optimized)
     plan.__setstate__(state.read(path))
     return plan
 
 
-def _inputs(plan: Plan, environment: dict[fx.Node, Any]) -> list[Any]:
+def _plan(
+    network: Network, part: partition.Part, policy: Policy, arenas: Any, device: torch.device
+) -> Plan | DevicePlan:
+    if device.type == "cpu":
+        return Plan(network, part, policy, arenas)
+    return DevicePlan(network, part, device)
+
+
+def _inputs(plan: Plan | DevicePlan, environment: dict[fx.Node, Any]) -> list[Any]:
     return [_dense(environment[node]) for node in plan.part.inputs]
 
 

@@ -73,9 +73,9 @@ def _can(network: Network, node: fx.Node) -> bool:
     if not _is_call(node) or node.target not in LOWER or dtype(node) not in DTYPES:
         return False
     constants = node.args[1:3] if node.target not in (operators.map2d, operators.cat) else ()
-    if any(isinstance(c, fx.Node) and network.tensor(c) is None for c in constants):
+    if any(isinstance(c, fx.Node) and not network.is_constant(c) for c in constants):
         return False
-    tensors = [n for n in node.all_input_nodes if network.tensor(n) is None]
+    tensors = [n for n in node.all_input_nodes if not network.is_constant(n)]
     return all(dtype(n) == dtype(node) for n in node.all_input_nodes) and bool(tensors)
 
 

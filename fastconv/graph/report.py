@@ -24,18 +24,23 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of one program, for inputs of these shapes, beside its weights.
+    """Memory of one program, for inputs of these shapes.
 
-    arena: bytes of one run's arena. results: what PyTorch would hold at its peak for the same operators.
+    arena: bytes of one run's arena. results: what PyTorch would hold at its peak for the same operators. constants: of
+    filters and biases as its kernels read them, which programs of other shapes share where their kernels do.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     arena: int
     results: int
+    constants: int
 
     def __str__(self) -> str:
         inputs = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
-        return f"for {inputs}: an arena of {self.arena / 1e6:.1f} MB; in PyTorch {self.results / 1e6:.1f} MB of results"
+        return (
+            f"for {inputs}: an arena of {self.arena / 1e6:.1f} MB; in PyTorch {self.results / 1e6:.1f} MB of results; "
+            f"{self.constants / 1e6:.1f} MB of filters"
+        )
 
 
 @dataclass(frozen=True)

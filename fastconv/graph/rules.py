@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastconv.graph import operators
-from fastconv.graph.values import Value, value_of
+from fastconv.graph.values import Filter, Value, value_of
 
 LOWER: dict[Any, Callable[..., Value]] = {}
 
@@ -35,14 +35,13 @@ def _conv2d(
     stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, activation="none", alpha=0.0,
 ):  # fmt: skip
     source, other = low.values[x], low.dense(residual) if residual is not None else None
-    filter = low.network.tensor(weight).detach()
-    k, _, r, s = filter.shape
+    k, _, r, s = low.network.tensors.like(weight.target).shape
     (top, bottom), (left, right) = padding
     problem = (
         f"{source.head}_k{k}r{r}s{s}_u{stride[0]}x{stride[1]}_p{top}:{bottom}x{left}:{right}"
         f"_d{dilation[0]}x{dilation[1]}_g{groups}_{source.dtype}nhwc{_words(bias, residual, activation, alpha)}"
     )
-    return _filtered(low, node, problem, {"x": source, "residual": other}, weight.target, filter, bias)
+    return _filtered(low, node, problem, {"x": source, "residual": other}, Filter(weight.target), bias)
 
 
 @_lowers(operators.conv_transpose2d)
@@ -52,37 +51,32 @@ def _conv_transpose2d(
 ):  # fmt: skip
     """The input gradient of the convolution that goes the other way."""
     source, other = low.values[x], low.dense(residual) if residual is not None else None
-    filter = low.network.tensor(weight).detach()
     n, c, h, w = low.shapes[node].shape
-    k, _, r, s = filter.shape
+    k, _, r, s = low.network.tensors.like(weight.target).shape
     behind = [p - o for p, o in zip(padding, output_padding, strict=True)]
     problem = (
         f"n{n}c{c}h{h}w{w}_k{k}r{r}s{s}_u{stride[0]}x{stride[1]}"
         f"_p{padding[0]}:{behind[0]}x{padding[1]}:{behind[1]}_d{dilation[0]}x{dilation[1]}_g{groups}"
         f"_{source.dtype}nhwc_dgrad{_words(bias, residual, activation, alpha)}"
     )
-    return _filtered(low, node, problem, {"y": source, "residual": other}, weight.target, filter, bias)
+    return _filtered(low, node, problem, {"y": source, "residual": other}, Filter(weight.target), bias)
 
 
 @_lowers(operators.linear)
 def _linear(low, node, x, weight, bias=None, residual=None, *, activation="none", alpha=0.0):
     """A 1x1 convolution of one pixel for each row. Behind a flattening its columns are put in the order of the map."""
-    filter, name = low.network.tensor(weight).detach(), weight.target
-    source = low.values[x]
-    if x in low.by_pixels:
-        map = low.shapes[x.args[0]].shape
-        filter = filter.view(-1, *map[1:]).permute(0, 2, 3, 1).reshape(filter.shape)
-        name += ".channels_last"
+    source, rows = low.values[x], low.network.tensors.like(weight.target).shape[0]
+    map = tuple(low.shapes[x.args[0]].shape[1:]) if x in low.by_pixels else None
     other = low.values[residual] if residual is not None else None
     words = _words(bias, residual, activation, alpha)
-    problem = f"n{source.n}c{source.c}h1w1_k{filter.shape[0]}r1s1_{source.dtype}nhwc{words}"
-    return _filtered(low, node, problem, {"x": source, "residual": other}, name, filter[..., None, None], bias)
+    problem = f"n{source.n}c{source.c}h1w1_k{rows}r1s1_{source.dtype}nhwc{words}"
+    return _filtered(low, node, problem, {"x": source, "residual": other}, Filter(weight.target, map), bias)
 
 
-def _filtered(low, node, problem, reads, name, filter, bias) -> Value:
+def _filtered(low, node, problem, reads, filter, bias) -> Value:
     out = low.target(node)
     constants = {} if bias is None else {"bias": low.network.tensor(bias).detach()}
-    low.emit(problem, reads, out, filter=(name, filter), constants=constants)
+    low.emit(problem, reads, out, filter=filter, constants=constants)
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,13 +22,15 @@ class TensorInput:
     name: str
     sizes: tuple[int, ...]
     dtype: torch.dtype
+    device: str = "cpu"  # its type
 
     def check(self, value: Any) -> int | None:
         """The value's batch, where it has one. Raises for a value that the plan was not made for."""
         if not isinstance(value, Tensor):
             raise TypeError(f"The input {self.name!r} must be a tensor, but is a {type(value).__name__}.")
-        if value.device.type != "cpu":
-            raise ValueError(f"The input {self.name!r} is on {value.device}, but the plan runs on the CPU.")
+        if value.device.type != self.device:
+            where = "the CPU" if self.device == "cpu" else self.device
+            raise ValueError(f"The input {self.name!r} is on {value.device}, but the plan runs on {where}.")
         if value.dtype != self.dtype:
             raise ValueError(f"The input {self.name!r} is {value.dtype}, but the plan was made for {self.dtype}.")
         if len(value.shape) != len(self.sizes) or any(
@@ -68,6 +70,11 @@ class Signature:
                     value = TensorInput(node.name, sizes, value.dtype)
                 inputs.append(value)
         return cls(tuple(inputs), captured.in_spec, captured.out_spec)
+
+    def on(self, device: str) -> Signature:
+        """The same for tensors of another device."""
+        inputs = tuple(replace(i, device=device) if isinstance(i, TensorInput) else i for i in self.inputs)
+        return replace(self, inputs=inputs)
 
     @cached_property
     def arguments(self) -> int:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import re
+import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fastconv.graph import operators
+from fastconv.graph.mapped import MappedFile
 from fastconv.graph.network import Network
 from fastconv.graph.select import Policy
 from fastconv.graph.signature import Signature, TensorInput
@@ -60,25 +64,28 @@ def restore(saved: dict[str, Any]) -> tuple[Network, Signature, Policy]:
 
 
 def save(module: Optimized, path: Any) -> None:
+    """Writes beside the file and puts it in its place at the end, so that a plan that reads the old one goes on."""
     from safetensors.torch import save_file
 
-    saved = of(module)
+    saved, path = of(module), Path(path)
     tensors = {name: tensor.contiguous() for name, tensor in saved["tensors"].items()}
-    save_file(tensors, path, metadata={"fastconv.plan": saved["plan"]})
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        save_file(tensors, beside, metadata={"fastconv.plan": saved["plan"]})
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read(path: Any) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            plan = (file.metadata() or {}).get("fastconv.plan")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        file = MappedFile(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no plan that fastconv wrote: {error}.") from error
+    plan = file.metadata.get("fastconv.plan")
     if plan is None:
         raise ValueError(f"{path} is a safetensors file without a plan: load_plan reads what a plan's save() wrote.")
-    return {"plan": plan, "tensors": tensors}
+    return {"plan": plan, "tensors": file.tensors}
 
 
 def _node(node: fx.Node) -> dict[str, Any]:

@@ -148,10 +148,7 @@ def _convolution(a: Arguments) -> Call | None:
 
 
 @rule(aten.linear.default)
-def _linear(a: Arguments) -> Call | None:
-    """Of four axes only the channels of maps come second; there the last axis is not theirs."""
-    if rank(a["input"]) == 4:
-        return None
+def _linear(a: Arguments) -> Call:
     return Call(operators.linear, (a["input"], a["weight"], a["bias"]))
 
 

@@ -61,6 +61,24 @@ class Value:
         return f"n{self.n}c{self.c}h{self.h}w{self.w}"
 
 
+@dataclass(frozen=True)
+class Filter:
+    """A network's constant as the filter of a step.
+
+    map: channels, height and width where its columns are those of a flattened map, which a plan has by pixels.
+    """
+
+    name: str
+    map: tuple[int, int, int] | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """K C R S, with the strides that it has, from the constant."""
+        weight = weight.detach()
+        if self.map is not None:
+            weight = weight.view(-1, *self.map).permute(0, 2, 3, 1).reshape(weight.shape)
+        return weight if weight.dim() == 4 else weight[..., None, None]
+
+
 @dataclass
 class Step:
     """One call of one kernel. ``reads`` are values by the names of kernel.h's Args."""
@@ -126,13 +144,22 @@ class Lowered:
     def steps(self) -> list[Step]:
         return [step for stage in self.stages for step in stage.steps]
 
-    def program(self) -> Any:
-        """The extension's form of it."""
+    @property
+    def constants(self) -> list[Tensor]:
+        """Filters and what else is the same in every run."""
+        return [constant for step in self.steps for constant in step.constants.values()]
+
+    @property
+    def constant_bytes(self) -> int:
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in self.constants}.values())
+
+    def program(self, arenas: Any = None) -> Any:
+        """The extension's form of it, with arenas (``C.Arenas``) of its own or those of others."""
         stages = [
             {"steps": [step.as_dict() for step in stage.steps], "height": stage.height, "workspace": workspace.at}
             for stage, workspace in zip(self.stages, self.workspaces, strict=True)
         ]
-        return C.Program(stages, self.inputs, self.outputs, self.arena_bytes, self.threads)
+        return C.Program(stages, self.inputs, self.outputs, self.arena_bytes, self.threads, arenas or C.Arenas())
 
 
 def _place(buffer: Buffer) -> tuple[str, int]:

@@ -31,10 +31,14 @@ def rows() -> list[Kernel]:
     ]
 
 
-def pack(row: int, problem: Problem, w: Tensor) -> Tensor:
-    """The filter ``w``, of any strides, in the form in which kernel ``row`` reads it in a packed problem: bytes."""
-    size, _ = C.packed_form(row, problem)
-    packed = torch.empty(size, dtype=torch.uint8)
+def pack(row: int, problem: Problem, w: Tensor, packed: Tensor | None = None) -> Tensor:
+    """The filter ``w``, of any strides, in the form in which kernel ``row`` reads it in a packed problem: bytes.
+
+    packed: where they are written; None: new memory.
+    """
+    if packed is None:
+        size, _ = C.packed_form(row, problem)
+        packed = torch.empty(size, dtype=torch.uint8)
     C.pack(row, problem, w, packed)
     return packed
 

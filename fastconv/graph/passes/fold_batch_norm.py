@@ -1,7 +1,8 @@
 """Folds batch norms of inference into the convolution or linear layer before them; the others become an affine map.
 
 y = (conv(x) - mean) · weight / sqrt(variance + eps) + bias is a convolution with scaled filters and a new bias. It is
-folded where nobody else reads the convolution's own result. Folding is done in float64 and rounded once.
+folded where nobody else reads the convolution's own result. Folding is done in float64 and rounded once, whenever a
+kernel's form of the filter is to be packed; the folded filter itself is not kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 from fastconv.graph import operators
 from fastconv.graph.network import Network
 from fastconv.graph.translate import batch_norm
+from fastconv.graph.weights import Recipe
 
 
 def run(network: Network) -> None:
@@ -53,7 +55,8 @@ def _foldable(network: Network, node: fx.Node) -> bool:
 
 
 def _fold(network: Network, node: fx.Node, scale: Tensor, shift: Tensor) -> None:
-    weight = network.tensor(node.args[1]).detach()
+    weight = network.tensors.entry(node.args[1].target)
+    like = network.tensors.like(node.args[1].target)
     bias = network.tensor(node.args[2]) if len(node.args) > 2 else None
     if bias is not None:
         shift = shift + scale * bias.detach().double()
@@ -61,12 +64,26 @@ def _fold(network: Network, node: fx.Node, scale: Tensor, shift: Tensor) -> None
         by_filter = scale[:, None, None, None]
     else:  # (C_in, C_out / groups, R, S): the written channels lie along the second axis, a group behind the other
         groups = node.kwargs.get("groups", 1)
-        by_filter = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)[..., None, None]
-    # In the weight's own stride order, which kernels read as well as any.
-    folded = torch.empty_like(weight).copy_(weight.double() * by_filter)
+        by_filter = scale.view(groups, 1, -1).expand(-1, like.shape[0] // groups, -1).flatten(0, 1)[..., None, None]
     name = node.args[1].target
     constants = [
         network.constant(node, v, f"{name}.{kind}")
-        for v, kind in ((folded, "folded"), (shift.to(weight.dtype), "shift"))
+        for v, kind in ((Folded(weight, like, by_filter), "folded"), (shift.to(like.dtype), "shift"))
     ]
     node.args = (node.args[0], *constants)
+
+
+class Folded:
+    """A filter times a factor for each channel that it writes (see :class:`fastconv.graph.weights.Recipe`)."""
+
+    def __init__(self, weight: Tensor | Recipe, like: Tensor, factor: Tensor):
+        self._weight, self._factor = weight, factor
+        self.like = torch.empty_like(like)  # in the weight's own stride order, which kernels read as well as any
+
+    def make(self) -> Tensor:
+        weight = self._weight if isinstance(self._weight, Tensor) else self._weight.make()
+        folded = torch.empty_like(self.like, device=weight.device)
+        return folded.copy_(weight.detach().double() * self._factor)
+
+    def release(self) -> None:
+        """It goes with its last user."""

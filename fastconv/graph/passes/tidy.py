@@ -26,7 +26,7 @@ def _join(network: Network) -> None:
     seen: dict[Any, fx.Node] = {}
     for node in list(network.graph.nodes):
         if node.op == "get_attr":
-            key: Any = ("tensor", id(network.tensors[node.target]))
+            key: Any = ("tensor", id(network.tensors.entry(node.target)))
         elif node.op == "call_function" and node.target in operators.ALL:
             key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         else:
