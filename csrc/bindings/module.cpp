@@ -165,7 +165,8 @@ std::optional<double> estimate(size_t row, const Problem& problem, int threads) 
   const Kernel& kernel = cpu_kernels().at(row);
   if (!kernel.body.cost) return std::nullopt;
   if (is_empty(problem)) return 0;
-  return estimated_seconds(kernel.body.cost(problem, threads), threads, nominal_rates(kernel.isa, cpu_has_wide_pipes()));
+  return estimated_seconds(kernel.body.cost(problem, threads), threads,
+                           nominal_rates(kernel.isa, cpu_has_wide_pipes()));
 }
 
 // Bytes and variant of the form a kernel packs a filter into; none where it packs none.
