@@ -71,7 +71,7 @@ def test_relative_error_in_float(kernel, layout):
 def test_wgrad_has_the_same_bits_however_many_threads_share_its_chunks(kernel):
     """Few threads take groups of chunks, many share every chunk: with F(2x2) 17 chunks in 9 groups."""
     skip_without_isa(kernel)
-    problem = Problem("wgrad_n3c3h53w51_k2r3s3_p1_f32nhwc")
+    problem = taken(kernel, "n3c3h53w51_k2r3s3_p1_f32nhwc")
     operands = inputs.make(problem, 0, integer=False)
     one = run_guarded(kernel, problem, operands, threads=1)
     for threads in (2, 3, 5, 16):

@@ -167,6 +167,25 @@ struct Points<2, 5> {
     y[0] = (m[0] + (m[1] + m[2])) + (m[3] + m[4]);
     y[1] = fma(V::broadcast(b), m[3] - m[4], fma(V::broadcast(a), m[1] - m[2], m[5]));
   }
+  template <class V>
+  [[gnu::always_inline]] static void gradient(const V (&d)[2], V (&v)[6]) {
+    v[0] = d[0];
+    v[1] = fma(V::broadcast(a), d[1], d[0]);
+    v[2] = fma(V::broadcast(-a), d[1], d[0]);
+    v[3] = fma(V::broadcast(b), d[1], d[0]);
+    v[4] = fma(V::broadcast(-b), d[1], d[0]);
+    v[5] = d[1];
+  }
+  template <class V>
+  [[gnu::always_inline]] static void filter_gradient(const V (&u)[6], V (&g)[5]) {
+    constexpr double third = 1.0 / 3, sixth = 1.0 / 6;
+    const V even_a = u[1] + u[2], odd_a = u[1] - u[2], even_b = u[3] + u[4], odd_b = u[3] - u[4];
+    g[0] = fma(V::broadcast(sixth), even_b, fma(V::broadcast(-2 * third), even_a, u[0]));
+    g[1] = fma(V::broadcast(sixth * b), odd_b, V::broadcast(-2 * third * a) * odd_a);
+    g[2] = V::broadcast(third) * (even_b - even_a);
+    g[3] = fma(V::broadcast(third * b), odd_b, V::broadcast(-third * a) * odd_a);
+    g[4] = fma(V::broadcast(2 * third), even_b, fma(V::broadcast(-sixth), even_a, u[5]));
+  }
 };
 
 // f(i, first + i·step) for each i below count.

@@ -1,5 +1,6 @@
 // The filter gradient by Winograd's transforms, dw = G^T [sum over tiles of (A dy A^T) * (B^T x B)] G, of the same
-// tiles and matrices as fprop: 4x4 outputs (or 2x2) and the 6x6 (4x4) inputs they read; channels_last and NCHW.
+// tiles and matrices as fprop: 4x4 outputs (or 2x2) and the 6x6 (4x4) inputs they read, for 5x5 filters 2x2 and 6x6;
+// channels_last and NCHW. Dilated, every d-th row and column has tiles of its own.
 //
 // At each of the 36 (16) frequencies the sum is a matrix product, filters x tiles x channels: 36/16 multiplications an
 // output, filter and channel instead of 9. Tiles come in chunks of 32 to 128: x and dy of a chunk are transformed, then
@@ -29,6 +30,8 @@
 //   128@112       506 / 517          425 / 354   183 / 155      182 / 145
 //   256@56        510 / 580          382 / 403   159 / 160      188 / 177
 //   512@28        388 / 495          322 / 431   161 / 184      178 / 204
+// F(2x2,5x5) on two Zen 5 cores (2026-11-23, ms, this / igemm): 64->192@27 batch 1 0.64 / 1.06, batch 8 5.2 / 7.9 (NCHW
+// 5.0, im2col 8.0), 16->32@28 batch 8 0.33 / 0.48, 48->128@7 batch 8 0.31 / 0.35.
 // It loses to igemm with 3 input channels (64@56: twice its time) and with 8 on both sides, and to torch at 24->64@14
 // and 32->64@14, batch 8 (0.5 and 0.7 times).
 #include <type_traits>
@@ -318,8 +321,10 @@ void run(const Problem& p, const Args& args, const Parallel& parallel) {
 
 using F2x3 = Points<2, 3>;
 using F4x3 = Points<4, 3>;
+using F2x5 = Points<2, 5>;
 
 extern const KernelBody conv2d_wgrad_winograd2{refuses<F2x3>, workspace<F2x3>, run<F2x3>, cost<F2x3>};
 extern const KernelBody conv2d_wgrad_winograd4{refuses<F4x3>, workspace<F4x3>, run<F4x3>, cost<F4x3>};
+extern const KernelBody conv2d_wgrad_winograd2r5{refuses<F2x5>, workspace<F2x5>, run<F2x5>, cost<F2x5>};
 
 }  // namespace fastconv::FASTCONV_ISA
