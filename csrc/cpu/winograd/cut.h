@@ -22,8 +22,7 @@ inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel f
 // Starting and storing the sums of a register tile takes as long as so many channels: products of depth_chunk channels
 // run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
 inline constexpr double sum_overhead = 21;
-inline constexpr int64_t most_own_input = 16;  // times L2: V of all tiles, which by panels every thread has for itself
-inline constexpr int64_t panel_vectors = 2;    // registers of output channels in a panel
+inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
 
 // filter: rows and columns of the filters that the transforms are for.
 inline std::string refuses(const Problem& p, int64_t filter) {
@@ -87,6 +86,7 @@ struct Cut {
   int64_t tiles;          // of all images
   int64_t width, panels;  // output channels of a panel
   bool by_panels;         // threads split the panels; else they split blocks of tiles
+  int64_t group;          // of panels that a thread sums side by side
   int64_t blocks, block;  // of tiles; of one, at most
 
   Cut(const Problem& p, int threads, int64_t outputs, int64_t lanes, int64_t element)
@@ -96,11 +96,11 @@ struct Cut {
     tiles = p.n * h.tiles * w.tiles;
     width = columns <= lanes ? lanes : panel_vectors * lanes;
     panels = divide_up(columns, width);
-    by_panels = tiles <= most_shared && columns > panel_vectors * lanes &&
-                frequencies * tiles * channels * element <= most_own_input * machine().l2 && tiles <= columns;
+    by_panels = tiles <= most_shared && columns > panel_vectors * lanes && tiles <= columns;
     // A narrow panel is the slower one, an idle thread is slower still. A filter packed apart has one layout.
     if (by_panels && !p.packed && panels < threads) width = lanes;
     panels = divide_up(columns, width);
+    group = by_panels ? divide_up(panels, threads) : panels;
     const int64_t fitting = machine().l2 * 3 / 4 / (frequencies * (channels + columns) * element);
     const int64_t wanted = fitting >= enough_tiles ? fitting : wide_block;
     const int64_t needed = divide_up(tiles, wanted);  // and a whole number of blocks for every thread
@@ -119,8 +119,9 @@ struct Cut {
 //   output       F loads and m^2 stores for each of T·K squares; NCHW stages them behind
 //   by tiles     every block reads the F·C·K filters, written before by all threads or packed; where a block's sums
 //                outgrow L2 they go out and come back
-//   by panels    every thread transforms all inputs; where L2 does not hold them, every panel reads them again. U comes
-//                from L2, and few tiles share it
+//   by panels    every thread transforms all inputs, a chunk of channels at a time; where L2 does not hold that chunk,
+//                every panel reads it again, and where it does not hold a thread's sums, every chunk moves them. U
+//                comes from L2, and few tiles share it
 inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) {
   const int64_t element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
   const Cut c(p, threads, outputs, lanes, element);
@@ -136,8 +137,11 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
                e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {
-    const bool held = e * inputs <= double(machine().l2) / 2;
-    cost.shared = held ? 0 : e * inputs * double(c.panels);
+    const double depth = double(std::min(c.channels, depth_chunk)), half = double(machine().l2) / 2;
+    const bool inputs_stay = e * f * tiles * depth <= half;
+    const bool sums_stay = e * f * tiles * double(c.group * c.width) <= half;
+    cost.shared = (inputs_stay ? 0 : e * inputs * double(c.panels)) +
+                  (sums_stay ? 0 : 2 * e * sums * double(divide_up(c.channels, depth_chunk) - 1));
   } else {
     const bool outgrown = e * f * double(c.block) * (channels + columns) > double(machine().l2);
     cost.shared = e * filters * double(2 + c.blocks) + (outgrown ? 2 * e * (inputs + sums) : 0);

@@ -28,8 +28,8 @@ struct Shape : Cut {
     layout = p.layout;
     strip = width == lanes ? max_tile_rows : tile_rows;
     chunks = divide_up(channels, depth_chunk);
-    input_row = spread<A>(round_up(channels, lanes));
-    sum_row = spread<A>(by_panels ? width : panels * width);
+    input_row = spread<A>(round_up(by_panels ? std::min(channels, depth_chunk) : channels, lanes));
+    sum_row = spread<A>(group * width);
     input_step = spread<A>(block * input_row), sum_step = spread<A>(block * sum_row);
     filter_step = spread<A>(whole_filter() ? panels * channels * width : std::min(depth_chunk, channels) * width);
   }
@@ -50,8 +50,8 @@ struct Private {  // one thread's share of the workspace
   SquareScratch<InputStep<P>, A> square;
   const A** input_rows;  // [tile] of V, and of M
   A** sum_rows;
-  A* input;   // V of a block, or of all tiles
-  A* sums;    // M of a block, or of one panel
+  A* input;   // V of a block, or of all tiles and a chunk of channels
+  A* sums;    // M of a block, or of a group of panels
   A* filter;  // U of a panel and a chunk
   A* packed;
   A* tile;  // NCHW: [outputs][outputs of a run][channels of a panel]

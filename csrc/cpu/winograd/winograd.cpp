@@ -10,10 +10,12 @@
 //   by tiles    U of all panels is written once; each thread walks blocks of tiles: V of the block, all products, the
 //               outputs. V and M of a block stay in L2 where that leaves 24 tiles or more, else in the last cache (56
 //               tiles).
-//   by panels   few tiles (small maps): each thread transforms all of them for itself, and walks panels of two
-//               registers of output channels: U of the panel, 128 input channels at a time, never leaves its L2, nor
-//               does M. Where threads shared V, its lines moved between the cores, at some 1 GB/s: 128@28, batch 1
-//               0.68 and now 0.41 ms, 256@14 0.66 and 0.51 (F(4x4), Zen 4, 2 threads, 2026-11-22).
+//   by panels   few tiles (small maps): each thread transforms all of them for itself, 128 input channels at a time,
+//               and walks its panels of two registers of output channels: neither V of these channels nor U of them and
+//               the panel leaves its L2; M of its panels is added to. With V of all channels before the panels,
+//               2048->512@28 moved it through memory: 12.8 to 15.8 ms and now 11.0 to 11.6 (F(4x4), packed, cold, Zen
+//               5, 2 threads, 2026-11-23). Where threads shared V, its lines moved between the cores, at some 1 GB/s:
+//               128@28, batch 1 0.68 and then 0.41 ms, 256@14 0.66 and 0.51 (F(4x4), Zen 4, 2 threads, 2026-11-22).
 //   packed      the filter's nine taps come panel by panel; U is made of them in the call, which reads a quarter of
 //               what F(4x4)'s U holds. As U itself they came from memory at 20 to 40 GB/s, 36 numbers a filter: on two
 //               Zen 5 cores, batch 1, cold, 256@14 0.41 ms and now 0.34, 512@14 1.46 and 1.33, 512@28 3.15 and 2.90,
@@ -148,24 +150,31 @@ class Winograd {
   void transform_input(const Own& mine, int64_t first, int64_t last) const {
     tiling_.each_run(first, last, [&](const Run& run) {
       for (int64_t c = 0; c < s_.channels; c += depth_chunk)
-        input(mine, run, c, mine.input + (run.tile - first) * s_.input_row);
+        input(mine, run, c, mine.input + (run.tile - first) * s_.input_row + c);
     });
   }
 
   void run_by_panels() const {
     parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
-      transform_input(mine, 0, s_.tiles);
       point_rows(mine, mine.input, s_.tiles);
-      for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t first = begin; first < end; first += s_.group) {
+        const int64_t last = std::min(first + s_.group, end);
         for (int64_t c = 0; c < s_.channels; c += depth_chunk) {
           const int64_t depth = std::min(depth_chunk, s_.channels - c);
-          filter(mine, panel, c, depth, mine.filter);
-          for (int64_t f = 0; f < P::frequencies; ++f)
-            multiply(mine, f, s_.tiles, panel, 0, c, depth, mine.filter + f * s_.filter_step);
+          tiling_.each_run(0, s_.tiles,
+                           [&](const Run& run) { input(mine, run, c, mine.input + run.tile * s_.input_row); });
+          for (int64_t panel = first; panel < last; ++panel) {
+            filter(mine, panel, c, depth, mine.filter);
+            for (int64_t f = 0; f < P::frequencies; ++f)
+              multiply(mine, f, s_.tiles, panel, (panel - first) * s_.width, c, depth,
+                       mine.filter + f * s_.filter_step);
+          }
         }
-        tiling_.each_run(0, s_.tiles,
-                         [&](const Run& run) { output(mine, run, panel, mine.sums + run.tile * s_.sum_row); });
+        tiling_.each_run(0, s_.tiles, [&](const Run& run) {
+          for (int64_t panel = first; panel < last; ++panel)
+            output(mine, run, panel, mine.sums + run.tile * s_.sum_row + (panel - first) * s_.width);
+        });
       }
     });
   }
@@ -212,7 +221,7 @@ class Winograd {
 
   // V of up to depth_chunk channels of a run; the first tile's at `out`.
   void input(const Own& mine, const Run& run, int64_t first, A* out) const {
-    squares_.transform(run, first, std::min(depth_chunk, s_.channels - first), mine.square, out + first, s_.input_row,
+    squares_.transform(run, first, std::min(depth_chunk, s_.channels - first), mine.square, out, s_.input_row,
                        s_.input_step);
   }
 
@@ -235,7 +244,7 @@ class Winograd {
       const PixelTileFunction<A> function = tile_function<A>(static_cast<int>(end - begin), vectors);
       for (int64_t c = first; c < first + depth; c += depth_chunk) {
         tile.run = std::min(depth_chunk, first + depth - c);
-        tile.offset = f * s_.input_step + c;
+        tile.offset = f * s_.input_step + c - first;
         tile.weights = filter + (c - first) * vectors * lanes;
         tile.sums = c > 0 ? tile.out : nullptr;
         function(tile);
