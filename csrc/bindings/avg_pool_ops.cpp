@@ -4,6 +4,7 @@
 //   y  = avg(x)          dx:  avg_dgrad(g)
 //   dx = avg_dgrad(dy)   ddy: avg(g)
 #include "pool_common.h"
+#include "pool_ops.h"
 
 namespace fastconv::pool {
 
@@ -15,25 +16,28 @@ using AvgDgrad = Tensor(const Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
 using Adaptive = Tensor(const Tensor&, SymIntArrayRef);
 using AdaptiveDgrad = Tensor(const Tensor&, SymIntArrayRef, bool);
 
-constexpr std::array<int64_t, 2> no_dilation{1, 1};
-
-Tensor call_avg(const Tensor& x, const PoolGeometry& g) {
-  static const auto op = handle<Avg>("fastconv::avg_pool2d");
-  return op.call(x, g.window, g.stride, g.padding, g.ceil_mode, g.count_include_pad, g.divisor_override);
-}
 Tensor call_avg_dgrad(const Tensor& dy, SymIntArrayRef size, const PoolGeometry& g, bool channels_last) {
   static const auto op = handle<AvgDgrad>("fastconv::avg_pool2d_dgrad");
   return op.call(dy, size, g.window, g.stride, g.padding, g.ceil_mode, g.count_include_pad, g.divisor_override,
                  channels_last);
 }
-Tensor call_adaptive(const Tensor& x, SymIntArrayRef size) {
-  static const auto op = handle<Adaptive>("fastconv::adaptive_avg_pool2d");
-  return op.call(x, size);
-}
 Tensor call_adaptive_dgrad(const Tensor& dy, SymIntArrayRef size, bool channels_last) {
   static const auto op = handle<AdaptiveDgrad>("fastconv::adaptive_avg_pool2d_dgrad");
   return op.call(dy, size, channels_last);
 }
+
+}  // namespace
+
+Tensor call_avg(const Tensor& x, const PoolGeometry& g) {
+  static const auto op = handle<Avg>("fastconv::avg_pool2d");
+  return op.call(x, g.window, g.stride, g.padding, g.ceil_mode, g.count_include_pad, g.divisor_override);
+}
+Tensor call_adaptive_avg(const Tensor& x, SymIntArrayRef size) {
+  static const auto op = handle<Adaptive>("fastconv::adaptive_avg_pool2d");
+  return op.call(x, size);
+}
+
+namespace {
 
 // --- running ---
 
@@ -101,7 +105,7 @@ struct AdaptiveFunction : torch::autograd::Function<AdaptiveFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, SymIntArrayRef size) {
     save_input(ctx, x);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_adaptive(x, size);
+    return call_adaptive_avg(x, size);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(2);
@@ -119,7 +123,7 @@ struct AdaptiveDgradFunction : torch::autograd::Function<AdaptiveDgradFunction> 
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list out(3);
-    if (grads[0].defined()) out[0] = call_adaptive(grads[0], SavedInput(ctx).size);
+    if (grads[0].defined()) out[0] = call_adaptive_avg(grads[0], SavedInput(ctx).size);
     return out;
   }
 };
@@ -144,7 +148,7 @@ Tensor autograd_adaptive(const Tensor& x, SymIntArrayRef size) {
   if (foreign(x)) return at::adaptive_avg_pool2d_symint(x, size);
   if (x.dim() == 4 && differentiates(x)) return AdaptiveFunction::apply(x, size);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call_adaptive(x, size);
+  return call_adaptive_avg(x, size);
 }
 Tensor autograd_adaptive_dgrad(const Tensor& dy, SymIntArrayRef size, bool channels_last) {
   if (dy.dim() == 4 && differentiates(dy)) return AdaptiveDgradFunction::apply(dy, size, channels_last);

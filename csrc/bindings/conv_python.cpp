@@ -1,56 +1,13 @@
-// Why this file exists: the general way through torch.ops parses its arguments against a schema and takes longer than
-// torch's whole conv2d. Reading them by hand leaves the cost of the operator itself.
-#include "conv_python.h"
-
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
-
+// The short way into the convolutions.
 #include "conv_ops.h"
+#include "python_arguments.h"
+#include "python_functions.h"
 
 namespace fastconv {
 
 namespace {
 
-using Pair = std::array<int64_t, 2>;
-
-bool read(PyObject* object, int64_t& value) {
-  if (!PyLong_CheckExact(object)) return false;
-  int overflow;
-  value = PyLong_AsLongLongAndOverflow(object, &overflow);
-  return overflow == 0;
-}
-
-// An int, or a tuple or list of two.
-bool read(PyObject* object, Pair& pair) {
-  if (PyTuple_CheckExact(object) || PyList_CheckExact(object)) {
-    PyObject* const* items = PySequence_Fast_ITEMS(object);
-    return PySequence_Fast_GET_SIZE(object) == 2 && read(items[0], pair[0]) && read(items[1], pair[1]);
-  }
-  if (!read(object, pair[0])) return false;
-  pair[1] = pair[0];
-  return true;
-}
-
-// A Tensor or Parameter itself: a subclass may want to see the call.
-bool read(PyObject* object, const at::Tensor*& tensor) {
-  if (!THPVariable_CheckExact(object)) return false;
-  tensor = &THPVariable_Unpack(object);
-  return tensor->dim() == 4;
-}
-
-bool read_bias(PyObject* object, OptionalTensor& tensor) {
-  if (object == Py_None) return true;
-  if (!THPVariable_CheckExact(object)) return false;
-  tensor = THPVariable_Unpack(object);
-  return true;
-}
-
-// Somebody records or overrides torch's Python functions.
-bool observed() { return at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing(); }
-
-PyObject* not_implemented() { Py_RETURN_NOTIMPLEMENTED; }
+using python::Pair;
 
 PyObject* conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -58,10 +15,8 @@ PyObject* conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   OptionalTensor bias;
   Pair stride, padding, dilation;
   int64_t groups;
-  constexpr Py_ssize_t arguments = 7;
-  if (count != arguments || observed() || !read(args[0], x) || !read(args[1], w) || !read_bias(args[2], bias) ||
-      !read(args[3], stride) || !read(args[4], padding) || !read(args[5], dilation) || !read(args[6], groups))
-    return not_implemented();
+  if (!python::read_all(args, count, x, w, bias, stride, padding, dilation, groups) || x->dim() != 4 || w->dim() != 4)
+    Py_RETURN_NOTIMPLEMENTED;
   const std::array<int64_t, 4> sides{padding[0], padding[0], padding[1], padding[1]};
   pybind11::gil_scoped_release release;
   at::Tensor y = call_fprop(*x, *w, bias, {stride, sides, dilation, groups});
@@ -88,18 +43,15 @@ PyObject* conv_transpose2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   OptionalTensor bias;
   Pair stride, padding, extra, dilation;
   int64_t groups;
-  constexpr Py_ssize_t arguments = 8;
-  if (count != arguments || observed() || !read(args[0], x) || !read(args[1], w) || !read_bias(args[2], bias) ||
-      !read(args[3], stride) || !read(args[4], padding) || !read(args[5], extra) || !read(args[6], groups) ||
-      !read(args[7], dilation))
-    return not_implemented();
-  if (x->unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return not_implemented();
+  if (!python::read_all(args, count, x, w, bias, stride, padding, extra, groups, dilation) || x->dim() != 4 ||
+      w->dim() != 4 || x->unsafeGetTensorImpl()->has_symbolic_sizes_strides())
+    Py_RETURN_NOTIMPLEMENTED;
   std::array<c10::SymInt, 2> size;
   std::array<int64_t, 4> sides;
   for (int i = 0; i < 2; ++i)
     if (!transposed_axis(x->size(2 + i), w->size(2 + i), stride[i], padding[i], extra[i], dilation[i], size[i],
                          &sides[2 * i]))
-      return not_implemented();
+      Py_RETURN_NOTIMPLEMENTED;
   pybind11::gil_scoped_release release;
   at::Tensor y = call_dgrad(*x, *w, bias, size, {stride, sides, dilation, groups});
   pybind11::gil_scoped_acquire acquire;
@@ -107,11 +59,8 @@ PyObject* conv_transpose2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef functions[] = {
-    {"conv2d", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(conv2d)), METH_FASTCALL, nullptr},
-    {"conv_transpose2d", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(conv_transpose2d)), METH_FASTCALL,
-     nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {python::method("conv2d", conv2d), python::method("conv_transpose2d", conv_transpose2d),
+                           python::last_method};
 
 }  // namespace
 

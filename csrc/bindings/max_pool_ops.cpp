@@ -9,6 +9,7 @@
 // take(x, index)[i] = x[index[i]] in each plane; it is the input gradient of unpooling.
 #include "memory.h"
 #include "pool_common.h"
+#include "pool_ops.h"
 
 namespace fastconv::pool {
 
@@ -27,10 +28,6 @@ using Take = Tensor(const Tensor&, const Tensor&, bool);
 
 constexpr int64_t max_byte_taps = 255;
 
-Tensor call_max(const Tensor& x, const PoolGeometry& g) {
-  static const auto op = handle<Max>("fastconv::max_pool2d");
-  return op.call(x, g.window, g.stride, g.padding, g.dilation, g.ceil_mode);
-}
 Two call_max_indexed(const Tensor& x, const PoolGeometry& g, bool positions) {
   static const auto op = handle<MaxIndexed>("fastconv::max_pool2d_indexed");
   return op.call(x, g.window, g.stride, g.padding, g.dilation, g.ceil_mode, positions);
@@ -60,6 +57,15 @@ Tensor call_take(const Tensor& x, const Tensor& index, bool channels_last) {
   static const auto op = handle<Take>("fastconv::max_unpool2d_dgrad");
   return op.call(x, index, channels_last);
 }
+
+}  // namespace
+
+Tensor call_max(const Tensor& x, const PoolGeometry& g) {
+  static const auto op = handle<Max>("fastconv::max_pool2d");
+  return op.call(x, g.window, g.stride, g.padding, g.dilation, g.ceil_mode);
+}
+
+namespace {
 
 // --- running ---
 

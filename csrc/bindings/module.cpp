@@ -7,7 +7,6 @@
 #include <chrono>
 #include <optional>
 
-#include "conv_python.h"
 #include "core/cpu_features.h"
 #include "cpu/roofline.h"
 #include "cpu/table.h"
@@ -16,6 +15,7 @@
 #include "memory.h"
 #include "parallel.h"
 #include "program.h"
+#include "python_functions.h"
 
 namespace fastconv {
 
@@ -284,6 +284,7 @@ PYBIND11_MODULE(_C, m) {
   });
   add_conv_functions(m);
   add_norm_functions(m);
+  add_pool_functions(m);
   add_gpu_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("round_trip", &round_trip, py::arg("rounds"));

@@ -1,35 +1,13 @@
-// The short way into the norms; why there is one stands in conv_python.cpp.
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
-
-#include "conv_python.h"
+// The short way into the norms.
 #include "dispatch.h"
 #include "norm_ops.h"
+#include "python_arguments.h"
+#include "python_functions.h"
 #include "response_ops.h"
 
 namespace fastconv::norm {
 
 namespace {
-
-bool read(PyObject* object, OptionalTensor& tensor) {
-  if (object == Py_None) return true;
-  if (!THPVariable_CheckExact(object)) return false;
-  tensor = THPVariable_Unpack(object);
-  return true;
-}
-
-bool read(PyObject* object, double& value) {
-  if (PyFloat_CheckExact(object)) {
-    value = PyFloat_AS_DOUBLE(object);
-    return true;
-  }
-  if (!PyLong_CheckExact(object)) return false;
-  int overflow;
-  value = static_cast<double>(PyLong_AsLongLongAndOverflow(object, &overflow));
-  return overflow == 0;
-}
 
 // What our kernels take; torch's own function runs the rest, and has the errors. functional/ says the same of traced
 // tensors.
@@ -54,58 +32,41 @@ bool ours(const at::Tensor& x, const std::array<const OptionalTensor*, 4>& param
 // batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 PyObject* batch_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  constexpr Py_ssize_t arguments = 8;
+  const at::Tensor* x;
   OptionalTensor mean, variance, weight, bias;
+  bool training;
   double momentum, eps;
-  if (count != arguments || at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing() ||
-      !THPVariable_CheckExact(args[0]) || !read(args[1], mean) || !read(args[2], variance) || !read(args[3], weight) ||
-      !read(args[4], bias) || !PyBool_Check(args[5]) || !read(args[6], momentum) || !read(args[7], eps))
-    Py_RETURN_NOTIMPLEMENTED;
-  const at::Tensor& x = THPVariable_Unpack(args[0]);
-  const bool training = args[5] == Py_True;
-  if (mean.has_value() != variance.has_value() || (!training && !mean) ||
-      !ours(x, {&mean, &variance, &weight, &bias}, training, eps))
+  if (!python::read_all(args, count, x, mean, variance, weight, bias, training, momentum, eps) ||
+      mean.has_value() != variance.has_value() || (!training && !mean) ||
+      !ours(*x, {&mean, &variance, &weight, &bias}, training, eps))
     Py_RETURN_NOTIMPLEMENTED;
   pybind11::gil_scoped_release release;
-  at::Tensor y = training ? std::get<0>(call_train(x, weight, bias, mean, variance, momentum, eps))
-                          : call_inference(x, weight, bias, mean, *variance, eps);
+  at::Tensor y = training ? std::get<0>(call_train(*x, weight, bias, mean, variance, momentum, eps))
+                          : call_inference(*x, weight, bias, mean, *variance, eps);
   pybind11::gil_scoped_acquire acquire;
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
-}
-
-bool read(PyObject* object, int64_t& value) {
-  if (!PyLong_CheckExact(object)) return false;
-  int overflow;
-  value = PyLong_AsLongLongAndOverflow(object, &overflow);
-  return overflow == 0;
 }
 
 // local_response_norm(input, size, alpha, beta, k)
 PyObject* local_response_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  constexpr Py_ssize_t arguments = 5;
   constexpr int64_t most = int64_t{1} << 31;
+  const at::Tensor* x;
   int64_t size;
   Response r;
-  if (count != arguments || at::impl::torch_function_mode_enabled() || torch::jit::tracer::isTracing() ||
-      !THPVariable_CheckExact(args[0]) || !read(args[1], size) || !read(args[2], r.alpha) || !read(args[3], r.beta) ||
-      !read(args[4], r.k) || size < 1 || size >= most)
+  if (!python::read_all(args, count, x, size, r.alpha, r.beta, r.k) || size < 1 || size >= most || !ours(*x) ||
+      x->dim() < 3)
     Py_RETURN_NOTIMPLEMENTED;
-  const at::Tensor& x = THPVariable_Unpack(args[0]);
-  if (!ours(x) || x.dim() < 3) Py_RETURN_NOTIMPLEMENTED;
   pybind11::gil_scoped_release release;
-  at::Tensor y = call_response(x, size, r);
+  at::Tensor y = call_response(*x, size, r);
   pybind11::gil_scoped_acquire acquire;
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef functions[] = {
-    {"local_response_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(local_response_norm)),
-     METH_FASTCALL, nullptr},
-    {"batch_norm", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batch_norm)), METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {python::method("batch_norm", batch_norm),
+                           python::method("local_response_norm", local_response_norm), python::last_method};
 
 }  // namespace
 

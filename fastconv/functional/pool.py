@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastconv import ops as ops  # registers the operators
+from fastconv._native import C
 from fastconv.functional.arguments import Ints, as_int, as_tuple, check_tensor
 
 _op = torch.ops.fastconv
@@ -18,6 +19,12 @@ _adaptive_max_pool2d_indexed = _op.adaptive_max_pool2d_indexed.default
 _avg_pool2d = _op.avg_pool2d.default
 _adaptive_avg_pool2d = _op.adaptive_avg_pool2d.default
 _max_unpool2d = _op.max_unpool2d.default
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+# The extension's entry points take the ordinary call without a schema to parse, and answer NotImplemented to others.
+_quick_max_pool2d = C.max_pool2d
+_quick_avg_pool2d = C.avg_pool2d
+_quick_adaptive_avg_pool2d = C.adaptive_avg_pool2d
 
 
 def max_pool2d(
@@ -35,6 +42,10 @@ def max_pool2d(
     each maximum in its plane. Of equal maxima the first counts, of several NaNs the last, as in torch.
     Raises RuntimeError for shapes and geometry torch refuses, before anything is allocated.
     """
+    if not return_indices and not _is_dynamo_compiling():
+        y = _quick_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+        if y is not NotImplemented:
+            return y
     x = _batched(input, 2, "max_pool2d")
     return _unbatch(input, 2, _max(x, *_geometry(2, kernel_size, stride, padding, dilation), ceil_mode, return_indices))
 
@@ -75,6 +86,10 @@ def avg_pool2d(
     input: (N, C, H, W) or (C, H, W). Returns (N, C, P, Q) or (C, P, Q). The divisor is the window's size clipped to the
     padded input; without count_include_pad clipped to the input; divisor_override replaces it.
     """
+    if not _is_dynamo_compiling():
+        y = _quick_avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        if y is not NotImplemented:
+            return y
     check_tensor(input, "input", "avg_pool2d")
     if input.dim() < 3:  # IndexError is what torch raises here, and only here
         raise IndexError(f"avg_pool2d takes an input of 3 or 4 dimensions, but got shape {tuple(input.shape)}.")
@@ -107,6 +122,10 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
 
     input: (N, C, H, W) or (C, H, W); a None in output_size keeps the input's size.
     """
+    if not _is_dynamo_compiling():
+        y = _quick_adaptive_avg_pool2d(input, output_size)
+        if y is not NotImplemented:
+            return y
     size = _output_size(input, output_size, "adaptive_avg_pool2d")
     x = _batched(input, 2, "adaptive_avg_pool2d")
     return _unbatch(input, 2, _adaptive_avg_pool2d(x, size))

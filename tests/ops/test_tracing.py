@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastconv import functional
@@ -142,3 +143,27 @@ def test_torch_function_sees_the_call():
     assert isinstance(y, Tagged) and functional.conv2d in Tagged.calls
     with torch.device("meta"):
         assert functional.conv2d(torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 2)).is_meta
+
+
+@pytest.mark.parametrize("pool", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
+def test_torch_function_sees_the_pools(pool):
+    """A subclass keeps its type, and a mode counts the operator: the short way is for plain tensors nobody watches."""
+
+    class Tagged(torch.Tensor):
+        pass
+
+    class Seen(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 2, 4, 6)
+    call = getattr(functional, pool)
+    y = call(x, 2)
+    tagged = call(x.as_subclass(Tagged), 2)
+    assert isinstance(tagged, Tagged) and torch.equal(tagged.as_subclass(torch.Tensor), y)
+    with Seen() as seen:
+        call(x, 2)
+    assert seen.calls > 0
