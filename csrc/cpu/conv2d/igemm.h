@@ -227,6 +227,18 @@ class Igemm {
     }
   }
 
+  // The next strip's own pixels follow the last one that this strip reads; each of its panels fetches a share of them.
+  Ahead ahead(const PixelTile<A, E>& tile, const Phase& phase, int64_t pixel, const Private<Operand>& own,
+              int64_t count, const Depths& chunk, int64_t share, int64_t shares) const {
+    const int64_t steps = tile.taps * tile.run, bytes = chunk.count() * static_cast<int64_t>(sizeof(T));
+    if (!steps) return {reinterpret_cast<const char*>(own.out)};
+    const char* at = static_cast<const char*>(own.rows[tile.taps * count - 1]) + chunk.begin * int64_t{sizeof(T)};
+    const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
+    if (shape_.chunks() == 1) return Ahead::range(at, next * pixel, share, shares, steps);
+    if (tile.taps > 1) return Ahead::range(at + share % next * pixel, bytes, 0, 1, steps);
+    return Ahead::pieces(at, next, bytes, pixel, share, shares, steps);
+  }
+
   void run_strip(const Phase& phase, const Source<T>& source, const Private<Operand>& own, int64_t begin, int64_t end,
                  int64_t first_panel, int64_t end_panel, const Depths& chunk, const E* packed) const {
     const int count = static_cast<int>(end - begin);
@@ -249,16 +261,7 @@ class Igemm {
     }
     for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
     tile.out = direct ? own.result : own.out;
-    // The next strip's own pixels follow the last one that this strip reads.
-    const int64_t rows_here = tile.taps * count, pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
-    const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
-    const int64_t channels = shape_.chunks() > 1 ? chunk.count() : shape_.channels;
-    Ahead ahead{nullptr, divide_up(channels * static_cast<int64_t>(sizeof(T)), cache_line), pixel_bytes};
-    if (rows_here) {
-      ahead.at = static_cast<const char*>(own.rows[rows_here - 1]) + chunk.begin * static_cast<int64_t>(sizeof(T));
-      tile.ahead = &ahead;
-      tile.ahead_lines = divide_up(next * ahead.lines, (end_panel - first_panel) * tile.taps);
-    }
+    const int64_t pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
     int64_t staged_group = -1;
     for (int64_t panel = first_panel; panel < end_panel; ++panel, packed += shape_.panel_elements(chunk)) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
@@ -277,6 +280,7 @@ class Igemm {
       tile.start = work_.start + (chunk.begin > 0 ? p_.groups * shape_.panels : panel) * shape_.width;
       tile.out_offset = direct ? channel : 0, tile.channel = channel;
       tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
+      tile.ahead = ahead(tile, phase, pixel_bytes, own, count, chunk, panel - first_panel, end_panel - first_panel);
       Operand::tile(count, vectors)(tile);
       if (!direct) tail_.put_tile(0, channel, columns, count, own.out, [&](int64_t i) { return own.pixel[i]; });
     }

@@ -7,8 +7,11 @@
 // and one vector are instantiations of the same template. A tile of one vector may have twice the rows.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <limits>
 
+#include "core/integers.h"
 #include "core/machine.h"
 #include "simd/fma_into.h"
 #include "simd/stream.h"
@@ -20,6 +23,7 @@ inline constexpr int tile_vectors = 2;
 // Registers left beside the accumulators: the weights, one broadcast, and one to spare where the file is large.
 inline constexpr int tile_rows = (vector_registers - tile_vectors - 1) / tile_vectors;
 inline constexpr int max_tile_rows = tile_vectors * tile_rows;
+inline constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
 
 // Where a tile's sums go and what is done to them on the way.
 template <class A>
@@ -35,17 +39,25 @@ struct TileEnd {
   bool stream;  // out passes the caches by; its registers are whole and aligned
 };
 
-// What later tiles read, from `at` on: the first `lines` cache lines of pixels that lie `pixel` bytes apart.
+// What later tiles read, brought into L2 with every step of a tile: a burst of misses before the first step would hold
+// up the tile's own loads.
 struct Ahead {
   const char* at;
-  int64_t lines, pixel;
-  int64_t line = 0;
+  int64_t step = 0;                                   // bytes from one step's line to the next's
+  int64_t run = std::numeric_limits<int64_t>::max();  // after so many steps of a tap
+  int64_t jump = 0;                                   // it goes on so many bytes further
 
-  void fetch(int64_t count) {
-    for (; count > 0; --count) {
-      __builtin_prefetch(at + line * cache_line, 0, 2);
-      if (++line == lines) line = 0, at += pixel;
-    }
+  // One of `shares` equal shares of `bytes` bytes from `at` on, for a tile of `steps` steps.
+  static Ahead range(const char* at, int64_t bytes, int64_t share, int64_t shares, int64_t steps) {
+    const int64_t part = divide_up(bytes, shares);
+    return {at + share * part, divide_up(part, steps)};
+  }
+  // One of `shares` equal shares of `count` pieces of `bytes` bytes that lie `apart` bytes apart, for a tile of one
+  // tap.
+  static Ahead pieces(const char* at, int64_t count, int64_t bytes, int64_t apart, int64_t share, int64_t shares,
+                      int64_t steps) {
+    const int64_t part = divide_up(count, shares), run = divide_up(steps, part), step = divide_up(bytes, run);
+    return {at + share * part * apart, step, run, apart - run * step};
   }
 };
 
@@ -58,8 +70,7 @@ struct PixelTile : TileEnd<A> {
   int64_t offset;    // added to every row pointer: the first channel of a group
   const E* weights;  // [tap][run][V lanes]
   const A* start;    // V lanes: what the sums start from (the bias, or zeros)
-  Ahead* ahead = nullptr;
-  int64_t ahead_lines = 0;  // brought into L2 with every tap
+  Ahead ahead;
 };
 
 template <class A>
@@ -131,18 +142,22 @@ void multiply_tile(const PixelTile<A>& t) {
 
   const A* weights = t.weights;
   const A* const* rows = t.rows;
+  const char* ahead = t.ahead.at;
   const int64_t end = t.offset + t.run;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
-    if (t.ahead) t.ahead->fetch(t.ahead_lines);
     const A* pixel[M];
     unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
-    for (int64_t c = t.offset; c < end; ++c, weights += V * lanes) {
-      Vec<A> w[V];
-      unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
-      unrolled<M>([&](auto i) __attribute__((always_inline)) {
-        const Vec<A> x = Vec<A>::broadcast(pixel[i][c]);
-        unrolled<V>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i][v], x, w[v]); });
-      });
+    for (int64_t c = t.offset; c < end; ahead += t.ahead.jump) {
+      const int64_t stop = c + std::min(t.ahead.run, end - c);
+      for (; c < stop; ++c, weights += V * lanes, ahead += t.ahead.step) {
+        __builtin_prefetch(ahead, for_reading, into_l2);
+        Vec<A> w[V];
+        unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weights + v * lanes); });
+        unrolled<M>([&](auto i) __attribute__((always_inline)) {
+          const Vec<A> x = Vec<A>::broadcast(pixel[i][c]);
+          unrolled<V>([&](auto v) __attribute__((always_inline)) { fma_into(acc[i][v], x, w[v]); });
+        });
+      }
     }
   }
 

@@ -17,18 +17,22 @@ void multiply_pair_tile(const PairTile& t) {
   start_tile(acc, t.start, t);
   const bf16* weights = t.weights;
   const bf16* const* rows = t.rows;
+  const char* ahead = t.ahead.at;
   const int64_t end = t.offset + t.run;
   for (int64_t tap = 0; tap < t.taps; ++tap, rows += M) {
-    if (t.ahead) t.ahead->fetch(t.ahead_lines);
     const bf16* pixel[M];
     unrolled<M>([&](auto i) __attribute__((always_inline)) { pixel[i] = rows[i]; });
-    for (int64_t c = t.offset; c < end; c += 2, weights += 2 * V * lanes) {
-      Vec<float> w[V];
-      unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load_pairs(weights + 2 * v * lanes); });
-      unrolled<M>([&](auto i) __attribute__((always_inline)) {
-        const Vec<float> x = broadcast_pair(pixel[i] + c);
-        unrolled<V>([&](auto v) __attribute__((always_inline)) { dot_into(acc[i][v], x, w[v]); });
-      });
+    for (int64_t c = t.offset; c < end; ahead += t.ahead.jump) {
+      const int64_t stop = c + std::min(t.ahead.run, end - c);
+      for (; c < stop; c += 2, weights += 2 * V * lanes, ahead += 2 * t.ahead.step) {
+        __builtin_prefetch(ahead, for_reading, into_l2);
+        Vec<float> w[V];
+        unrolled<V>([&](auto v) __attribute__((always_inline)) { w[v] = load_pairs(weights + 2 * v * lanes); });
+        unrolled<M>([&](auto i) __attribute__((always_inline)) {
+          const Vec<float> x = broadcast_pair(pixel[i] + c);
+          unrolled<V>([&](auto v) __attribute__((always_inline)) { dot_into(acc[i][v], x, w[v]); });
+        });
+      }
     }
   }
   finish_tile(acc, t);

@@ -258,13 +258,8 @@ class Dgrad {
       }
     }
     // The next strip's own rows follow the last row this strip reads through its last tap.
-    const int64_t rows_here = tile.taps * count, fetched = count * shape_.pixel * static_cast<int64_t>(sizeof(A));
-    Ahead ahead{nullptr, divide_up(fetched, cache_line), fetched};
-    if (rows_here) {
-      ahead.at = reinterpret_cast<const char*>(own.rows[rows_here - 1]);
-      tile.ahead = &ahead;
-      tile.ahead_lines = divide_up(ahead.lines, panels * tile.taps);
-    }
+    const int64_t fetched = count * shape_.pixel * static_cast<int64_t>(sizeof(A)), steps = tile.taps * tile.run;
+    const auto* last_row = reinterpret_cast<const char*>(own.rows[std::max(int64_t{1}, tile.taps * count) - 1]);
     for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
       const int64_t group = panel / shape_.panels, columns = shape_.panel_columns(panel);
       const int64_t column = panel % shape_.panels * shape_.width;
@@ -275,6 +270,7 @@ class Dgrad {
       tile.channel = group * shape_.columns + column;
       tile.out_offset = direct ? tile.channel : shape_.planes ? (panel - first_panel) * shape_.width : 0;
       tile.last = direct ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
+      tile.ahead = Ahead::range(last_row, fetched, panel - first_panel, panels, std::max(int64_t{1}, steps));
       tile_function<A>(count, vectors)(tile);
       if (direct || shape_.planes) continue;
       for (int i = 0; i < count; ++i) put_pixel(phase, begin + i, group * shape_.columns, column, columns, own.out[i]);

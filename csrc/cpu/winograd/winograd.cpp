@@ -246,6 +246,7 @@ class Winograd {
         tile.run = std::min(depth_chunk, first + depth - c);
         tile.offset = f * s_.input_step + c - first;
         tile.weights = filter + (c - first) * vectors * lanes;
+        tile.ahead = {reinterpret_cast<const char*>(tile.weights)};  // all of it is at hand
         tile.sums = c > 0 ? tile.out : nullptr;
         function(tile);
       }
