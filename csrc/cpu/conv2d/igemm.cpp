@@ -16,6 +16,11 @@
 // 16-bit types, and rows so far apart that a strip falls into one L1 set, are staged: the strip's rows are copied
 // (widened) into a private scratch. Rows that just fill the ways of their sets are not: staging them cost 4 % more than
 // it saved (256@28 3x3/2).
+// What the next strip reads is fetched into L2 line by line with the steps of this one's tiles (Ahead). A burst of them
+// before the first step held up the tile's own loads: the tile alone, rows from memory, ran at 179 GFLOP/s with 128
+// channels and 169 with 512, and now at 240 and 243 of 263 (Zen 5 with registers of 512 bits, one core, 2026-11-23).
+// Whole calls at batch 8 with two threads, same machine: 128@56 1x1 2.24 -> 1.87 ms, 512@28 7.3 -> 6.8, 24->144@56 0.65
+// -> 0.53, 512@14 3x3/2 4.5 -> 4.3.
 // Results larger than the last cache pass it by (simd/stream.h): no line of them is read before it is written.
 // 16->96@112 at batch 8, 38 MB, took 3.5 and then 2.1 ms (AVX2 3.6 and 2.5; Zen 4, 2026-11-22).
 //

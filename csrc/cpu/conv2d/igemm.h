@@ -261,6 +261,7 @@ class Igemm {
     }
     for (int i = 0; i < count; ++i) own.out[i] = own.tile + i * shape_.width;
     tile.out = direct ? own.result : own.out;
+    if (direct && tile.taps * tile.run < shallow_steps) tile.out_ahead = count * tail_.out_channels;
     const int64_t pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
     int64_t staged_group = -1;
     for (int64_t panel = first_panel; panel < end_panel; ++panel, packed += shape_.panel_elements(chunk)) {

@@ -20,6 +20,9 @@ inline constexpr int64_t l1_ways = 8;
 // eight panels stay in L2.
 inline constexpr int64_t chunk_steps = 512;
 
+// Tiles of fewer steps are over before the lines they write have come: they fetch those of the next strip.
+inline constexpr int64_t shallow_steps = 32;
+
 // How the operands of a tile lie: storage type T, widened to what it computes in. (pairs.cpp has another.)
 template <class T>
 struct Widened {

@@ -30,6 +30,7 @@ template <class A>
 struct TileEnd {
   A* const* out;                   // [pixel]
   int64_t out_offset;              // added to every out pointer
+  int64_t out_ahead = 0;           // elements from there to the lines that are fetched for writing
   const A* const* sums = nullptr;  // [pixel], of the depths before, or null
   const A* const* residual;        // [pixel], or null
   int64_t channel;                 // added to every pointer of sums and residual
@@ -86,7 +87,7 @@ template <class A, int M, int V>
   // The stores come in one burst: their lines are fetched while the sums are still running.
   if (!t.stream)
     unrolled<M>([&](auto i) __attribute__((always_inline)) {
-      const A* out = t.out[i] + t.out_offset;
+      const A* out = t.out[i] + t.out_offset + t.out_ahead;
       __builtin_prefetch(out, 1);
       if constexpr (V * sizeof(Vec<A>) > cache_line) __builtin_prefetch(out + cache_line / sizeof(A), 1);
     });

@@ -26,6 +26,12 @@ struct AxisPhase {
   int64_t out_first, out_step;        // written position of i: out_first + i * out_step
   int64_t source_size, out_size;
   int64_t cell = 0;  // of dgrad's position 0, counted from first_cell
+
+  // Position i reads element i and writes element i, and there are no others.
+  bool identity() const {
+    return taps == 1 && step == 1 && first == 0 && out_first == 0 && out_step == 1 && grid == source_size &&
+           grid == out_size;
+  }
 };
 
 struct Phase {
