@@ -34,6 +34,8 @@ struct Args {
   void* stats = nullptr;           // 2·C written: mean and variance by a training fprop, dweight and dbias by dgrad
   double eps = 0;
   Response response;          // local response norms
+  const void* next = nullptr;  // constants that calls after this one read, worth fetching where there is time
+  int64_t next_bytes = 0;
   void* workspace = nullptr;  // as many bytes as workspace() asked for, 64-byte aligned
   int64_t w_stride[4] = {};   // of w (of dw in wgrad), in elements, ordered K C R S
 };

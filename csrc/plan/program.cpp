@@ -1,9 +1,12 @@
 #include "program.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "core/machine.h"
 
 namespace fastconv {
 
@@ -13,6 +16,18 @@ int64_t workspace_bytes(const Stage& stage, int threads) {
   if (stage.serial) threads = 1;
   if (stage.strips) return stage.strips->thread_bytes() * threads;
   return stage.links.front().kernel->body.workspace(stage.links.front().problem, threads);
+}
+
+// The filter of a stage, whose reading may begin before the stage.
+void announce(const Stage& stage, Args& before) {
+  const Step& step = stage.links.front();
+  const Args& args = step.args;
+  before.next = args.packed ? args.packed : args.w;
+  if (args.packed)
+    before.next_bytes = step.kernel->body.packed(step.problem).bytes;
+  else if (args.w)
+    before.next_bytes = step.problem.w_elements() * dtype_bytes(step.problem.dtype);
+  before.next_bytes = std::min(before.next_bytes, machine().l3 / 4);  // of more, the first would be gone by then
 }
 
 }  // namespace
@@ -30,6 +45,10 @@ Program::Program(std::vector<Stage> stages, int64_t arena_bytes, int threads)
     if (out.in != Place::arena && out.in != Place::output)
       throw std::invalid_argument("A step of " + name + " writes nowhere.");
   }
+  for (size_t i = 0; i + 1 < stages_.size(); ++i)
+    if (!stages_[i].strips)
+      for (size_t j = i + 1; j < stages_.size() && !stages_[i].links.front().args.next; ++j)
+        announce(stages_[j], stages_[i].links.front().args);
 }
 
 void Program::run(const void* const* inputs, void* const* outputs, void* arena, const Parallel& parallel,

@@ -150,6 +150,9 @@ class Igemm {
     }
     parallel_(chunks.strips * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       const Private<Operand> own = share_of(thread);
+      const int64_t tasks = chunks.strips * chunks.panels;
+      Next next{static_cast<const char*>(args_.next) + args_.next_bytes * begin / tasks,
+                divide_up(args_.next_bytes, strips * panels * shape_.chunks())};
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
@@ -163,7 +166,7 @@ class Igemm {
             if (!at_hand) pack_panels(own, panel, end_panel, chunk, chunk, own.packed);
             for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
               run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, end_panel, chunk,
-                        packed);
+                        packed, next);
           }
         }
       }
@@ -227,6 +230,12 @@ class Igemm {
     }
   }
 
+  // A thread's share of what calls after this one read.
+  struct Next {
+    const char* at;
+    int64_t each;  // bytes a tile
+  };
+
   // The next strip's own pixels follow the last one that this strip reads; each of its panels fetches a share of them.
   Ahead ahead(const PixelTile<A, E>& tile, const Phase& phase, int64_t pixel, const Private<Operand>& own,
               int64_t count, const Depths& chunk, int64_t share, int64_t shares) const {
@@ -240,7 +249,7 @@ class Igemm {
   }
 
   void run_strip(const Phase& phase, const Source<T>& source, const Private<Operand>& own, int64_t begin, int64_t end,
-                 int64_t first_panel, int64_t end_panel, const Depths& chunk, const E* packed) const {
+                 int64_t first_panel, int64_t end_panel, const Depths& chunk, const E* packed, Next& next) const {
     const int count = static_cast<int>(end - begin);
     locate<T>(phase, source, reinterpret_cast<const T*>(work_.zeros), begin, end, reinterpret_cast<const T**>(own.rows),
               own.pixel);
@@ -282,6 +291,11 @@ class Igemm {
       tile.out_offset = direct ? channel : 0, tile.channel = channel;
       tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
       tile.ahead = ahead(tile, phase, pixel_bytes, own, count, chunk, panel - first_panel, end_panel - first_panel);
+      if (const int64_t steps = tile.taps * tile.run; next.each > tile.ahead.step * steps) {
+        const int64_t bytes = std::min(next.each, cache_line * steps);
+        tile.ahead = Ahead::range(next.at, bytes, 0, 1, steps);
+        next.at += bytes;
+      }
       Operand::tile(count, vectors)(tile);
       if (!direct) tail_.put_tile(0, channel, columns, count, own.out, [&](int64_t i) { return own.pixel[i]; });
     }
