@@ -35,3 +35,16 @@ def check_images(
         raise RuntimeError(
             f"{name} takes images of at least {smallest} x {smallest} pixels, but got {shape[2]} x {shape[3]}."
         )
+
+
+def check_image_size(network: nn.Module, image_size: int, smallest: int) -> int:
+    """`image_size`, or ValueError unless it is an integer of at least `smallest`.
+
+    `smallest` is the least number of pixels a side from which every layer of `network` has an output.
+    """
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < smallest:
+        raise ValueError(
+            f"The argument image_size={image_size!r} of {type(network).__name__} must be an integer of "
+            f"at least {smallest}."
+        )
+    return image_size

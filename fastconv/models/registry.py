@@ -78,7 +78,8 @@ def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv"
     """Build the model `name` with fresh weights, in training mode.
 
     `layers` picks the module its convolutions, pools and batch norms come from: "fastconv" or "torch". The other
-    keyword arguments go to the family's class; all take `num_classes`.
+    keyword arguments go to the family's class; all take `num_classes`, and those that are built for images of one size
+    take `image_size`.
     """
     info = model_info(name)
     return info.build(layer_module(layers), **kwargs)
