@@ -17,12 +17,16 @@ def check_images(
 ) -> None:
     """Raise RuntimeError, as torch does for shapes, unless `x` is [N, channels, H, W] with H and W large enough.
 
+    TypeError, as torch's layers have it, where `x` is no tensor.
     `smallest` is the least number of pixels a side from which every layer has an output; `exactly` stands
     instead of it where a layer takes one size only. H and W must be multiples of `multiple`.
     """
     if isinstance(x, Proxy):  # a symbolic trace has no sizes
         return
-    name, shape = type(network).__name__, tuple(x.shape)
+    name = type(network).__name__
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} takes a tensor of images [N, {channels}, H, W], but got a {type(x).__name__}.")
+    shape = tuple(x.shape)
     if x.dim() != 4 or shape[1] != channels:
         raise RuntimeError(f"{name} takes images [N, {channels}, H, W], but got a tensor of shape {list(shape)}.")
     if exactly is not None and shape[2:] != (exactly, exactly):

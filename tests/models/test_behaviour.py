@@ -154,6 +154,8 @@ def test_bad_images_get_a_sentence(name: str):
         said = rf"{type(model).__name__} takes images \[N, {thin.channels}, H, W\], but got a tensor of shape \[2, 2, "
         with pytest.raises(RuntimeError, match=said):
             model(torch.empty(2, 2, size, size))
+        with pytest.raises(TypeError, match=rf"{type(model).__name__} takes a tensor of images .* but got a str\."):
+            model("cat.png")
         with pytest.raises(RuntimeError, match="takes images"):
             model(torch.empty(thin.channels, size, size))
         with pytest.raises(RuntimeError, match=r"takes images of (at least )?\d+ x \d+ pixels") as caught:

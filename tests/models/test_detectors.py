@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,10 @@ def test_bad_images_get_a_sentence(name: str):
             model(images)
         with pytest.raises(RuntimeError, match="takes images"):
             model.learn(images, TARGETS)
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match=r"images of (at least )?\d+ x \d+ pixels") as caught:
+            model(torch.empty(2, 3, 0, 64))
+        smallest = int(re.search(r"(\d+) x", str(caught.value)).group(1))
+        with pytest.raises(RuntimeError, match=rf", but got {smallest - 1} x {smallest}"):
+            model(torch.empty(2, 3, smallest - 1, smallest))
+        thin.model().eval()(torch.empty(2, 3, smallest, smallest))

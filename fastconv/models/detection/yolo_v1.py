@@ -48,8 +48,9 @@ class YoloV1(Detector):
     figure 3. A cell's values are two boxes (x and y of the center within the cell, the roots of width and height as
     shares of the picture, confidence) and the probability of every class. Networks: 24 convolutions, and Fast YOLO's
     9, for which the authors' release has two more linear layers. Parameters / multiply-adds at 448x448 with 20
-    classes: 271.7 M / 20.29 G, 45.1 M / 2.42 G; `yolo_v1_small` is ours, for 112x112 pictures of shapes.
-    Receptive field of the last convolution 749, Fast YOLO's 574; a cell's values, behind linear layers, see all.
+    classes: 271.7 M / 20.29 G, 45.1 M / 2.42 G; `yolo_v1_small` is ours, for 112x112 pictures of shapes, 2.26 M / 58 M
+    with 6 classes. Receptive field of the last convolution 749, Fast YOLO's 574, ours 78; a cell's values, behind
+    linear layers, see all.
 
     Section 2 sets the number of cells, S = 7 a side, and no stride: linear layers make them of a last map of any side.
     So with another `image_size` a cell is image_size / 7 pixels, in losses and detections alike, and only the first
