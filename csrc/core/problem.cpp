@@ -89,9 +89,9 @@ double Problem::bytes() const {
 }
 
 int64_t window_output(const Axis& axis, bool ceil_mode) {
-  const int64_t span = axis.in + axis.pad_lo + axis.pad_hi - axis.reach();
-  if (span < 0 && !ceil_mode) return span / axis.stride + (span % axis.stride ? 0 : 1);  // <= 0: caller reports
-  int64_t out = (span + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
+  const int64_t span = axis.in + axis.pad_lo + axis.pad_hi - axis.reach() + (ceil_mode ? axis.stride - 1 : 0);
+  int64_t out = span / axis.stride + 1;
+  if (span % axis.stride < 0) --out;  // the quotient is rounded down; <= 0: caller reports
   if (ceil_mode && (out - 1) * axis.stride >= axis.in + axis.pad_lo) --out;
   return out;
 }

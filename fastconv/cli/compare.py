@@ -88,7 +88,7 @@ def _pictures(
         named = [(path.name, path) for path in paths] + (sample_photographs() if photographs else [])
         loaded = [images.load_image(picture, size, normalization) for _, picture in named]
     except (OSError, ValueError) as error:
-        raise UserError(f"A picture cannot be read: {error}") from None
+        raise UserError(str(error)) from None
     return [name for name, _ in named], torch.cat(loaded) if loaded else None
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastconv.models.checks import check_images
+from fastconv.models.checks import check_image_size, check_images
 from fastconv.models.images import SIGNED_UNIT
 from fastconv.models.registry import ModelInfo, register
 
@@ -147,6 +147,9 @@ class EfficientNetLite(nn.Module):
     Image side, parameters / multiply-adds: Lite0 224, 4.7 M / 0.39 G; Lite1 240, 5.4 M / 0.60 G;
     Lite2 260, 6.1 M / 0.86 G; Lite3 280, 8.2 M / 1.38 G; Lite4 300, 13.0 M / 2.55 G.
     Receptive field of the last convolution 851, 1115, 1115, 1339, 1731.
+
+    Paddings are those of `image_size`, the side above by default; other images have sides of at least 32, or of
+    `image_size` if that is less. ValueError for an `image_size` below 1.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class EfficientNetLite(nn.Module):
         drop_connect: float = 0.2,
     ) -> None:
         super().__init__()
-        size = variant.image_size if image_size is None else image_size
+        size = check_image_size(self, variant.image_size if image_size is None else image_size, 1)
         self._smallest = min(_SMALLEST, size)  # paddings for a larger image do not fill every layer's window
         self._pad, self._conv_stem = _same_conv(layers, size, 3, _STEM_CHANNELS, 3, stride=2)
         self._bn0 = layers.BatchNorm2d(_STEM_CHANNELS, **_NORM)

@@ -57,7 +57,8 @@ def load_image(
     """A picture as a network's input: float32 [1, 3, size, size], or [1, 1, size, size] in gray.
 
     `source` is a path, a Pillow image, or a uint8 array [H, W] or [H, W, 3 or 4] with values 0..255. The
-    central square of size / (size + 32) of the shorter side is scaled to `size` pixels, bicubically.
+    central square of size / (size + 32) of the shorter side is scaled to `size` pixels, bicubically. A file that is no
+    picture raises a ValueError that names it.
     """
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"The argument size={size!r} must be a positive number of pixels.")
@@ -79,10 +80,7 @@ def read_pixels(source: str | os.PathLike | numpy.ndarray | Image, channels: int
 
     `source` is as in `load_image`. A file that is no picture raises a ValueError that names it.
     """
-    try:
-        image = _open_rgb(source)
-    except (OSError, SyntaxError) as error:  # Pillow raises the second for some damaged files
-        raise ValueError(f"The picture {source} cannot be read: {error}.") from error
+    image = _open_rgb(source)
     if channels == 1:
         image = image.convert("L")
     pixels = torch.from_numpy(require("numpy", "numpy").array(image))
@@ -108,8 +106,12 @@ def _open_rgb(source: str | os.PathLike | numpy.ndarray | Image) -> Image:
     """`source` as an RGB Pillow image, upright where the file says how the camera was held."""
     pil_image = require("PIL.Image", "pillow")
     if isinstance(source, str | os.PathLike):
-        with pil_image.open(source) as image:
-            return require("PIL.ImageOps", "pillow").exif_transpose(image).convert("RGB")
+        upright = require("PIL.ImageOps", "pillow").exif_transpose
+        try:
+            with pil_image.open(source) as image:
+                return upright(image).convert("RGB")
+        except (OSError, SyntaxError) as error:  # Pillow raises the second for some damaged files
+            raise ValueError(f"The picture {source} cannot be read: {error}.") from error
     if isinstance(source, pil_image.Image):
         return source.convert("RGB")
     return pil_image.fromarray(_checked_pixels(source)).convert("RGB")

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastconv.models.checks import check_images
+from fastconv.models.checks import check_image_size, check_images
 from fastconv.models.images import DIGITS
 from fastconv.models.registry import ModelInfo, register
 
-_IMAGE_SIZE = 32  # of LeNet: digits of 28 pixels with a border of 2
+_IMAGE_SIZE = 32  # of LeNet: digits of 28 pixels with a border of 2; the smallest of which C5 has an output
+_SMALLEST = 16  # of which the last pool has an output
 _DIGIT_SIZE = 28
 _DIGITS = 10
 _FEATURES = 84  # outputs of F6: a picture of 7 x 12 pixels
@@ -106,31 +107,42 @@ class RadialBasis(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 of 1998, [N, 1, 32, 32] -> logits [N, num_classes].
+    """LeNet-5 of 1998, [N, 1, image_size, image_size] -> logits [N, num_classes]; 32 in the paper.
 
     LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, 1998, section II.B,
     figure 2, table I. 60,000 trainable parameters and 340,908 connections, of which 325,680 are the multiply-adds
     of convolutions and F6; receptive field of C5 32. `head` is "rbf" or "softmax" (850 parameters more).
+
+    With a larger `image_size` and all else kept, the maps of C5 are larger than 1x1, as section II.B says: its filters
+    stay 5x5. F6 is connected to all of C5 and has 120 * side^2 inputs, side = (image_size - 12) // 4 - 4; its outputs
+    and the RBF units stay. ValueError for an `image_size` below 32, which leaves C5 no output, for another `head`, and
+    for more than ten classes with RBF units.
     """
 
     def __init__(
-        self, layers: ModuleType, *, num_classes: int = _DIGITS, head: Literal["rbf", "softmax"] = "rbf"
+        self,
+        layers: ModuleType,
+        *,
+        num_classes: int = _DIGITS,
+        head: Literal["rbf", "softmax"] = "rbf",
+        image_size: int = _IMAGE_SIZE,
     ) -> None:
         super().__init__()
         if head not in ("rbf", "softmax"):
             raise ValueError(f"The argument head={head!r} must be 'rbf' or 'softmax'.")
+        self.image_size = check_image_size(self, image_size, _IMAGE_SIZE)
         self.c1 = layers.Conv2d(1, 6, 5)
         self.s2 = Subsampling(layers, 6)
         self.c3 = PartialConv(layers)
         self.s4 = Subsampling(layers, 16)
         self.c5 = layers.Conv2d(16, 120, 5)
-        self.f6 = nn.Linear(120, _FEATURES)
+        self.f6 = nn.Linear(120 * (_pooled(image_size) - 4) ** 2, _FEATURES)
         self.output = RadialBasis(num_classes) if head == "rbf" else nn.Linear(_FEATURES, num_classes)
         self.squash = ScaledTanh()
         _init_by_fan_in(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, channels=1, exactly=_IMAGE_SIZE)
+        check_images(self, x, channels=1, exactly=self.image_size)
         x = self.squash(self.s2(self.squash(self.c1(x))))
         x = self.squash(self.s4(self.squash(self.c3(x))))
         x = self.squash(self.c5(x)).flatten(1)
@@ -138,14 +150,16 @@ class LeNet5(nn.Module):
 
 
 class LeNet5ReLU(nn.Module):
-    """LeNet-5 as it is taught today, [N, 1, 32, 32] -> logits [N, num_classes].
+    """LeNet-5 as it is taught today, [N, 1, image_size, image_size] -> logits [N, num_classes]; 32 by default.
 
     The layers of the network of 1998 with every map connected, ReLU, max pools and a linear output: 61,706
-    parameters, 416,520 multiply-adds; receptive field of the last pool 16.
+    parameters, 416,520 multiply-adds; receptive field of the last pool 16. With another `image_size` the first linear
+    layer has 16 * side^2 inputs, side = (image_size - 12) // 4. ValueError below 16, where the last pool has no output.
     """
 
-    def __init__(self, layers: ModuleType, *, num_classes: int = _DIGITS) -> None:
+    def __init__(self, layers: ModuleType, *, num_classes: int = _DIGITS, image_size: int = _IMAGE_SIZE) -> None:
         super().__init__()
+        self.image_size = check_image_size(self, image_size, _SMALLEST)
         self.features = nn.Sequential(
             layers.Conv2d(1, 6, 5),
             nn.ReLU(inplace=True),
@@ -155,7 +169,7 @@ class LeNet5ReLU(nn.Module):
             layers.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
-            nn.Linear(16 * 5 * 5, 120),
+            nn.Linear(16 * _pooled(image_size) ** 2, 120),
             nn.ReLU(inplace=True),
             nn.Linear(120, _FEATURES),
             nn.ReLU(inplace=True),
@@ -163,22 +177,24 @@ class LeNet5ReLU(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, channels=1, exactly=_IMAGE_SIZE)
+        check_images(self, x, channels=1, exactly=self.image_size)
         return self.classifier(self.features(x).flatten(1))
 
 
 class MLP(nn.Module):
-    """A perceptron of two hidden layers, [N, 1, 28, 28] -> logits [N, num_classes].
+    """A perceptron of two hidden layers, [N, 1, image_size, image_size] -> logits [N, num_classes]; 28 by default.
 
     LeCun et al. 1998, section III.C.4: 28x28-300-100-10, here with ReLU. 266,610 parameters, 266,200
     multiply-adds: four times the parameters of LeNet-5 and fewer products, since no weight is used twice.
-    Receptive field of every unit: the whole image.
+    Receptive field of every unit: the whole image. With another `image_size` the first layer has image_size^2 inputs.
+    ValueError below 1.
     """
 
-    def __init__(self, layers: ModuleType, *, num_classes: int = _DIGITS) -> None:
+    def __init__(self, layers: ModuleType, *, num_classes: int = _DIGITS, image_size: int = _DIGIT_SIZE) -> None:
         super().__init__()
+        self.image_size = check_image_size(self, image_size, 1)
         self.classifier = nn.Sequential(
-            nn.Linear(_DIGIT_SIZE**2, 300),
+            nn.Linear(image_size**2, 300),
             nn.ReLU(inplace=True),
             nn.Linear(300, 100),
             nn.ReLU(inplace=True),
@@ -186,8 +202,13 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, channels=1, exactly=_DIGIT_SIZE)
+        check_images(self, x, channels=1, exactly=self.image_size)
         return self.classifier(x.flatten(1))
+
+
+def _pooled(image_size: int) -> int:
+    """The side of the maps behind two 5x5 convolutions, each with a pool of 2x2 behind it."""
+    return ((image_size - 4) // 2 - 4) // 2
 
 
 def _init_by_fan_in(model: nn.Module) -> None:

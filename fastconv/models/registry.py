@@ -78,9 +78,12 @@ def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv"
     """Build the model `name` with fresh weights, in training mode.
 
     `layers` picks the module its convolutions, pools and batch norms come from: "fastconv" or "torch". The other
-    keyword arguments go to the family's class; all take `num_classes`.
+    keyword arguments go to the family's class; all take `num_classes`, and those that are built for images of one size
+    take `image_size`. ValueError for an unknown name or other layers, and where `num_classes` is no positive integer.
     """
-    info = model_info(name)
+    info, classes = model_info(name), kwargs.get("num_classes")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
+        raise ValueError(f"The argument num_classes={classes!r} must be a positive integer.")
     return info.build(layer_module(layers), **kwargs)
 
 

@@ -33,8 +33,9 @@ class ResNetCifar(nn.Module):
 
     He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015, section 4.2: a 3x3 convolution, three
     stages of n blocks with 16, 32 and 64 channels, shortcuts that pad with zeros, one linear layer. Parameters /
-    multiply-adds at 32x32: 20 layers 0.27 M / 41 M, 56 layers 0.85 M / 125 M, 110 layers 1.73 M / 253 M; the plain
-    networks have the same. Receptive field of the last block: 20 layers 81, 32 layers 137, 44 193, 56 249, 110 501.
+    multiply-adds at 32x32: 20 layers 0.27 M / 41 M, 32 0.46 M / 69 M, 44 0.66 M / 97 M, 56 0.85 M / 125 M,
+    110 1.73 M / 253 M; the plain networks have the same. Receptive field of the last block: 20 layers 81, 32 layers
+    137, 44 193, 56 249, 110 501.
     """
 
     def __init__(

@@ -37,24 +37,43 @@ def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty(shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _fprop_shape(x, weight, stride, padding, dilation) -> list[int]:
-    spatial = [
-        output_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[2 * i] + padding[2 * i + 1], dilation[i])
-        for i in range(2)
-    ]
-    return [x.shape[0], weight.shape[0], *spatial]
+def _fprop_shape(x, weight, stride, padding, dilation, groups) -> list[int]:
+    """The result's shape; a RuntimeError, as csrc/bindings/conv_problem.cpp has it, where the filter does not fit."""
+    taken = weight.shape[1] * groups
+    torch._check(
+        taken == x.shape[1],
+        lambda: (
+            f"weight of shape {list(weight.shape)} with groups={groups} takes {taken} input channels, but input of "
+            f"shape {list(x.shape)} has {x.shape[1]}."
+        ),
+    )
+    return [x.shape[0], weight.shape[0], *(_moved(x, weight, stride, padding, dilation, i) for i in range(2))]
+
+
+def _moved(x, weight, stride, padding, dilation, i: int) -> int:
+    """P (i = 0) or Q (i = 1)."""
+    window, around = weight.shape[2 + i], padding[2 * i] + padding[2 * i + 1]
+    size = output_size(x.shape[2 + i], window, stride[i], around, dilation[i])
+    torch._check(
+        size >= 1,
+        lambda: (
+            f"The kernel reaches over {dilation[i] * (window - 1) + 1} along {'HW'[i]} (size {window}, dilation "
+            f"{dilation[i]}), but the padded input has only {x.shape[2 + i] + around}."
+        ),
+    )
+    return size
 
 
 @torch.library.register_fake("fastconv::conv2d")
 def _(x, weight, bias, stride, padding, dilation, groups, channels_last=None):
     if channels_last is None:
         channels_last = _channels_last(x, weight)
-    return _empty(x, _fprop_shape(x, weight, stride, padding, dilation), channels_last)
+    return _empty(x, _fprop_shape(x, weight, stride, padding, dilation, groups), channels_last)
 
 
 @torch.library.register_fake("fastconv::conv2d_act")
 def _(x, weight, bias, residual, stride, padding, dilation, groups, activation, alpha):
-    shape = _fprop_shape(x, weight, stride, padding, dilation)
+    shape = _fprop_shape(x, weight, stride, padding, dilation, groups)
     return _empty(x, shape, _channels_last(x, weight))
 
 

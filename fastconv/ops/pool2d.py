@@ -27,10 +27,18 @@ def _layout(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def _nowhere(x: Tensor, window: list[int], spatial: list[int]) -> str:
+    """What csrc/bindings/pool_problem.cpp says of a window that fits nowhere."""
+    size, window, out = (f"{height}x{width}" for height, width in (x.shape[2:], window, spatial))
+    return f"The output of pooling {size} with a {window} window would be {out}: Output size is too small."
+
+
 def _pooled(x, kernel_size, stride, padding, dilation, ceil_mode) -> Tensor:
     spatial = [
         output_size(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)
     ]
+    for size in spatial:
+        torch._check(size >= 1, lambda: _nowhere(x, kernel_size, spatial))
     return x.new_empty([*x.shape[:2], *spatial]).to(memory_format=_format(x))
 
 

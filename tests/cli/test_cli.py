@@ -79,7 +79,7 @@ MISTAKES = {
     ("compare", "resnet18", "--peers", "onnxruntime,nobody"): "there is no runtime 'nobody'",
     ("compare", "resnet18", "--batch", "0"): "--batch must be at least 1",
     ("compare", "resnet18", "--image", "nope.png"): "--image nope.png: there is no such file.",
-    ("compare", "resnet18", "--image", "LICENSE"): "A picture cannot be read",
+    ("compare", "resnet18", "--image", "LICENSE"): "The picture LICENSE cannot be read",
     ("compare", "resnet18", "--weights", "nope.pth"): "--weights nope.pth: there is no such file.",
     ("compare", "resnet18", "--weights", "LICENSE"): "--weights LICENSE:",
     ("compare", "resnet18", "--pretrained"): "No package carries weights",

@@ -12,6 +12,7 @@ from torch import nn
 
 import fastconv
 from fastconv.models import load_weights, model_info
+from fastconv.models.registry import layer_module
 from tests.models.references import NAMES, quick, relative_error, stacked
 from tests.models.thin import CLASSES, THIN, logits, without_chance
 
@@ -20,6 +21,7 @@ SHARE = 0.02  # of the loss, which one step would take away if the loss were lin
 ROUNDING = 1e-4  # of kernels that add in another order, through a few layers
 
 COMPILED = ("lenet5", "resnet", "googlenet", "densenet_cifar", "fcn8s", "mobilenet_v1")
+SMALLEST = {"lenet5": 32, "lenet5_relu": 16, "lenet5_softmax": 32, "mlp": 1}  # image_size
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +45,20 @@ def test_every_class_has_a_thin_network():
 
 @pytest.mark.parametrize("name", THIN)
 def test_sizes_and_gradients(name: str):
-    """Logits of the right shape at every size, in both modes; every trainable parameter gets a finite gradient."""
+    """Logits of the right shape at both sizes, in both modes; every trainable parameter gets a finite gradient."""
     thin = THIN[name]
-    model = thin.model()
+    assert len(set(thin.sizes)) == 2
     for size in thin.sizes:
+        model, images = thin.model(size=size), thin.images(size)
         with torch.no_grad():
-            images = thin.images(size, count=2)
             assert logits(model.eval()(images)).shape == thin.output_shape(images)
-    images = thin.images()
-    outputs = model.train()(images)
-    assert logits(outputs).shape == thin.output_shape(images)
-    stacked(outputs).square().mean().backward()
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, key
-            assert parameter.grad.isfinite().all(), key
+        outputs = model.train()(images)
+        assert logits(outputs).shape == thin.output_shape(images)
+        stacked(outputs).square().mean().backward()
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, key
+                assert parameter.grad.isfinite().all(), key
 
 
 @pytest.mark.parametrize("name", THIN)
@@ -153,6 +154,8 @@ def test_bad_images_get_a_sentence(name: str):
         said = rf"{type(model).__name__} takes images \[N, {thin.channels}, H, W\], but got a tensor of shape \[2, 2, "
         with pytest.raises(RuntimeError, match=said):
             model(torch.empty(2, 2, size, size))
+        with pytest.raises(TypeError, match=rf"{type(model).__name__} takes a tensor of images .* but got a str\."):
+            model("cat.png")
         with pytest.raises(RuntimeError, match="takes images"):
             model(torch.empty(thin.channels, size, size))
         with pytest.raises(RuntimeError, match=r"takes images of (at least )?\d+ x \d+ pixels") as caught:
@@ -163,6 +166,25 @@ def test_bad_images_get_a_sentence(name: str):
                 model(torch.empty(2, thin.channels, smallest - 1, smallest))
         images = torch.empty(2, thin.channels, smallest, smallest)
         assert logits(model(images)).shape == thin.output_shape(images)
+
+
+def test_networks_of_one_size_have_a_smallest():
+    assert set(SMALLEST) == {name for name, thin in THIN.items() if thin.fixed}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_networks_of_one_size_name_it(name: str):
+    """The size a network is built for is the one it takes; sizes no layer can take are refused when it is built."""
+    thin, smallest = THIN[name], SMALLEST[name]
+    size = thin.sizes[1]
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match=f"takes images of {size} x {size} pixels, but got 33 x 33"):
+            thin.model(size=size)(torch.empty(1, thin.channels, 33, 33))
+        images = torch.empty(2, thin.channels, smallest, smallest)
+        assert thin.model(size=smallest)(images).shape == (2, CLASSES)
+        for wrong in (smallest - 1, -1, 64.0, "64", True):
+            with pytest.raises(ValueError, match=rf"={wrong!r} of \w+ must be an integer of at least {smallest}\."):
+                thin.build(layer_module("fastconv"), image_size=wrong)
 
 
 def test_deconvnet_names_the_step_of_its_sizes():

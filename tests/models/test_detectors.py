@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,21 +43,22 @@ def test_stated_facts_are_the_tables(name: str):
 @pytest.mark.parametrize("name", THIN)
 def test_sizes_detections_and_gradients(name: str):
     thin = THIN[name]
-    model = thin.model()
+    assert len(set(thin.sizes)) == 2
     for size in thin.sizes:
+        model, images = thin.model(size=size), thin.images(size)
         with torch.no_grad():
-            found = model.eval().detect(model(thin.images(size)), score=0.0)
+            found = model.eval().detect(model(images), score=0.0)
         assert len(found) == 2
         for boxes, scores, labels in found:
             assert len(boxes) == len(scores) == len(labels)
             assert not len(boxes) or (boxes.min() >= 0 and boxes.max() <= size and labels.max() < CLASSES)
             assert (scores.diff() <= 0).all()
-    assert sum(len(boxes) for boxes, _, _ in found)
-    loss, overlap = model.loss(model.train().learn(thin.images(), TARGETS), TARGETS)
-    assert 0 <= overlap <= 1
-    loss.backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert sum(len(boxes) for boxes, _, _ in found)
+        loss, overlap = model.loss(model.train().learn(images, TARGETS), TARGETS)
+        assert 0 <= overlap <= 1
+        loss.backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), key
 
 
 @pytest.mark.parametrize("name", THIN)
@@ -146,3 +148,10 @@ def test_bad_images_get_a_sentence(name: str):
             model(images)
         with pytest.raises(RuntimeError, match="takes images"):
             model.learn(images, TARGETS)
+    with torch.device("meta"):
+        with pytest.raises(RuntimeError, match=r"images of (at least )?\d+ x \d+ pixels") as caught:
+            model(torch.empty(2, 3, 0, 64))
+        smallest = int(re.search(r"(\d+) x", str(caught.value)).group(1))
+        with pytest.raises(RuntimeError, match=rf", but got {smallest - 1} x {smallest}"):
+            model(torch.empty(2, 3, smallest - 1, smallest))
+        thin.model().eval()(torch.empty(2, 3, smallest, smallest))

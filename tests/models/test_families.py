@@ -62,6 +62,16 @@ def test_lenet_has_the_papers_parameters_and_connections():
     assert model_info("lenet5").multiply_adds + biases + subsampling + rbf == LENET_CONNECTIONS
 
 
+def test_larger_images_give_lenet_larger_maps_of_c5_and_f6_more_inputs():
+    """Section II.B: with everything else kept constant, C5's maps would be larger than 1x1; F6 sees all of them."""
+    model = create_model("lenet5", image_size=48)
+    assert {name: count(getattr(model, name)) for name in LENET_PARAMETERS if name != "f6"} == {
+        name: parameters for name, parameters in LENET_PARAMETERS.items() if name != "f6"
+    }
+    assert model.f6.in_features == 120 * 5**2
+    assert model.output.centers.shape == (10, 84)
+
+
 def test_lenet_maps_see_what_the_table_says():
     """One input map at a time: exactly the outputs of its row change."""
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -43,16 +45,14 @@ def test_outputs_equal_at_the_classifiers_size_and_grow_with_the_image(name: str
 def test_every_window_gets_the_classifiers_scores():
     """Without padding inside, a map of scores is the classifier on every window of the image."""
     for name, step in (("lenet5_relu", 4), ("lenet5_softmax", 4), ("mlp", 1)):
-        thin = THIN[name]
-        model = thin.model().double().eval()
-        size = thin.sizes[0]
-        converted = to_fully_convolutional(model, thin.images(count=1).double())
-        image = torch.randn(1, 1, size + 2 * step, size + step, dtype=torch.float64)
-        with torch.no_grad():
-            scores = converted(image)
-            assert scores.shape == (1, CLASSES, 3, 2)
-            for row in range(3):
-                for column in range(2):
+        for size in THIN[name].sizes:
+            model = THIN[name].model(size=size).double().eval()
+            converted = to_fully_convolutional(model, torch.zeros(1, 1, size, size, dtype=torch.float64))
+            image = torch.randn(1, 1, size + 2 * step, size + step, dtype=torch.float64)
+            with torch.no_grad():
+                scores = converted(image)
+                assert scores.shape == (1, CLASSES, 3, 2)
+                for row, column in product(range(3), range(2)):
                     top, left = row * step, column * step
                     expected = model(image[:, :, top : top + size, left : left + size])
                     assert relative_error(scores[:, :, row, column], expected) <= EXACT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastconv.models import imagenet_labels, load_image, sample_photographs
-from fastconv.models.images import DIGITS, IMAGENET, SIGNED_UNIT, Normalization
+from fastconv.models.images import DIGITS, IMAGENET, SIGNED_UNIT, Normalization, read_pixels
 
 RAW = Normalization(mean=(0, 0, 0), std=(1 / 255,) * 3)  # leaves pixel values 0..255
 
@@ -124,12 +125,18 @@ def test_other_types_and_sizes_raise_a_sentence():
             load_image(numpy.zeros((8, 8), numpy.uint8), size)
 
 
-def test_a_cut_file_raises_pillows_error(tmp_path: Path):
+def test_files_that_are_no_pictures_are_named(tmp_path: Path):
     path = tmp_path / "cut.png"
     sample_photographs()[0][1].save(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(OSError, match="truncated"):
-        load_image(path, 32)
+    for content, said in (
+        (path.read_bytes()[:5000], "truncated"),
+        (b"text", "cannot identify"),
+        (None, "No such file"),
+    ):
+        path.write_bytes(content) if content else path.unlink()
+        for read in (partial(load_image, size=32), read_pixels):
+            with pytest.raises(ValueError, match=rf"^The picture .*cut\.png cannot be read: .*{said}"):
+                read(path)
 
 
 def test_without_pillow_a_sentence_names_the_package(monkeypatch: pytest.MonkeyPatch):

@@ -91,9 +91,9 @@ def test_every_row_is_torchs(name: str):
     """At both sizes, one of them odd for most strides; convolutions, pools and linear layers all have a row."""
     thin = THIN[name]
     with torch.device("meta"):
-        model = thin.model()
         for size in thin.sizes:
-            table = checked(model, torch.empty(1, thin.channels, size, size + (0 if len(thin.sizes) == 1 else 32)))
+            model = thin.model(size=size)
+            table = checked(model, torch.empty(1, thin.channels, size, size + (0 if thin.fixed else 32)))
     rows = {row.name for row in table.rows}
     windows = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d)
     skipped = ("aux1", "aux2")  # in training only

@@ -248,6 +248,17 @@ def test_efficientnet_lite_takes_its_padding_from_image_size(layers: str):
         assert relative_error(ours.eval()(x), theirs.eval()(x)) <= TOLERANCE
 
 
+def test_efficientnet_lite_takes_every_image_size_from_one():
+    for size in (1, 31):
+        model = create_model("efficientnet_lite0", image_size=size).eval()
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, size, size)).shape == (1, 1000)
+    for size in (0, -3, 1.5, "a"):
+        said = f"image_size={size!r} of EfficientNetLite must be an integer of at least 1"
+        with pytest.raises(ValueError, match=said):
+            create_model("efficientnet_lite0", image_size=size)
+
+
 @pytest.mark.parametrize("name", quick([f"efficientnet_lite{i}" for i in range(5)], ("efficientnet_lite0",)))
 def test_efficientnet_lite_takes_timms_weights(name: str):
     """At the size that ours is padded for; timm pads for whatever comes. Its tf_ networks are TensorFlow's."""
@@ -291,6 +302,12 @@ def test_unknown_name_raises_a_sentence_with_close_matches(name: object, said: s
 def test_unknown_layers_raise_a_sentence():
     with pytest.raises(ValueError, match="layers='jax' must be 'fastconv' or 'torch'"):
         create_model("resnet18", layers="jax")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, "a", True])
+def test_a_wrong_number_of_classes_raises_a_sentence(wrong: object):
+    with pytest.raises(ValueError, match=f"num_classes={wrong!r} must be a positive integer"):
+        create_model("resnet18", num_classes=wrong)
 
 
 def test_unknown_option_raises():

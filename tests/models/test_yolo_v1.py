@@ -29,14 +29,18 @@ def perfect(second: bool = False) -> Tensor:
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_a_perfect_map_has_no_loss_and_reads_as_its_objects(second: bool):
-    model = THIN["yolo_v1"].model()
+@pytest.mark.parametrize("size", THIN["yolo_v1"].sizes)
+def test_a_perfect_map_has_no_loss_and_reads_as_its_objects(size: int, second: bool):
+    """Of every size: codes are shares of a cell and of the picture, and boxes pixels."""
+    model = THIN["yolo_v1"].model(size=size)
     output = perfect(second)
-    loss, overlap = model.loss(output, TARGETS)
+    targets = TARGETS.clone()
+    targets[..., 1:] *= size / SIZE
+    loss, overlap = model.loss(output, targets)
     assert loss < 1e-8 and overlap == pytest.approx(1)
     found = model.detect(output)
     assert [sorted(d.labels.tolist()) for d in found] == [[1, 2], [0]]
-    assert torch.allclose(found[1].boxes, TARGETS[1, :1, 1:], atol=1e-3)
+    assert torch.allclose(found[1].boxes, targets[1, :1, 1:], atol=1e-3)
     assert torch.allclose(found[1].scores, torch.ones(1))
 
 
@@ -75,3 +79,15 @@ def test_the_papers_networks(name: str, convolutions: int):
     assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convolutions
     with pytest.raises(RuntimeError, match="takes images of 448 x 448 pixels"):
         model(torch.empty(1, 3, 416, 416))
+
+
+@pytest.mark.parametrize(("name", "smallest"), [("yolo_v1", 31), ("yolo_v1_fast", 64), ("yolo_v1_small", 16)])
+def test_networks_of_other_sizes_have_the_same_cells(name: str, smallest: int):
+    with torch.device("meta"):
+        for size in (smallest, 416):
+            model = create_model(name, image_size=size).eval()
+            assert model(torch.empty(1, 3, size, size)).shape[:3] == (1, GRID, GRID)
+        for size in (smallest - 1, 416.0):
+            said = f"image_size={size} of YoloV1 must be an integer of at least {smallest}"
+            with pytest.raises(ValueError, match=said):
+                create_model(name, image_size=size)

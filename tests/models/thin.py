@@ -45,17 +45,19 @@ _SHALLOW = (1, 1, 1, 1, 1)
 
 @dataclass(frozen=True)
 class Thin:
-    """How to build one, and two image sides it takes (one where it takes one only)."""
+    """How to build one, and two image sides it takes: with two networks where linear layers fix the side."""
 
     build: Callable[..., nn.Module]
     sizes: tuple[int, ...]
     channels: int = 3
     dense: bool = False
+    fixed: bool = False
 
-    def model(self, layers: str = "fastconv", seed: int = 0) -> nn.Module:
-        """A fresh one of `CLASSES` classes, in training mode."""
+    def model(self, layers: str = "fastconv", seed: int = 0, size: int | None = None) -> nn.Module:
+        """A fresh one of `CLASSES` classes for images of `size`, in training mode."""
         torch.manual_seed(seed)
-        return self.build(layer_module(layers), num_classes=CLASSES)
+        sides = {"image_size": size or self.sizes[0]} if self.fixed else {}
+        return self.build(layer_module(layers), num_classes=CLASSES, **sides)
 
     def images(self, size: int | None = None, count: int = 4) -> Tensor:
         """Random images, [count, channels, size, size]."""
@@ -94,10 +96,10 @@ THIN = {
     ),
     "googlenet": Thin(partial(GoogLeNet, variant=Google(True, 3, 15, *_UNCOUNTED)), (32, 48)),
     "googlenet_2014": Thin(partial(GoogLeNet, variant=Google(False, 5, 31, *_UNCOUNTED)), (32, 48)),
-    "lenet5": Thin(LeNet5, (32,), channels=1),
-    "lenet5_relu": Thin(LeNet5ReLU, (32,), channels=1),
-    "lenet5_softmax": Thin(partial(LeNet5, head="softmax"), (32,), channels=1),
-    "mlp": Thin(MLP, (28,), channels=1),
+    "lenet5": Thin(LeNet5, (32, 45), channels=1, fixed=True),
+    "lenet5_relu": Thin(LeNet5ReLU, (32, 21), channels=1, fixed=True),
+    "lenet5_softmax": Thin(partial(LeNet5, head="softmax"), (32, 45), channels=1, fixed=True),
+    "mlp": Thin(MLP, (28, 20), channels=1, fixed=True),
     "mobilenet_v1": Thin(partial(MobileNetV1, width=0.25), (32, 48)),
     "mobilenet_v2": Thin(MobileNetV2, (32, 48)),
     "nin": Thin(NIN, (39, 64)),

@@ -44,10 +44,12 @@ class Thin:
     build: Callable[..., Detector]
     sizes: tuple[int, ...] = _SIZES
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    fixed: bool = False  # linear layers fix the side: one network for each
 
-    def model(self, layers: str = "fastconv", seed: int = 0) -> Detector:
+    def model(self, layers: str = "fastconv", seed: int = 0, size: int | None = None) -> Detector:
         torch.manual_seed(seed)
-        return self.build(layer_module(layers), num_classes=CLASSES)
+        sides = {"image_size": size or self.sizes[0]} if self.fixed else {}
+        return self.build(layer_module(layers), num_classes=CLASSES, **sides)
 
     def images(self, size: int | None = None) -> Tensor:
         side = size or self.sizes[0]
@@ -56,8 +58,12 @@ class Thin:
 
 THIN = {
     "yolo_small": Thin(YoloSmall),
-    "yolo_v1": Thin(partial(YoloV1, variant=Variant(_LAYOUT, (4, 16), 112, CLASSES, *_UNCOUNTED)), (112,)),
-    "yolo_v1_norm": Thin(partial(YoloV1, variant=Variant(_LAYOUT, (16,), 112, CLASSES, *_UNCOUNTED, True)), (112,)),
+    "yolo_v1": Thin(
+        partial(YoloV1, variant=Variant(_LAYOUT, (4, 16), 112, CLASSES, *_UNCOUNTED)), (112, 80), fixed=True
+    ),
+    "yolo_v1_norm": Thin(
+        partial(YoloV1, variant=Variant(_LAYOUT, (16,), 112, CLASSES, *_UNCOUNTED, True)), (112, 88), fixed=True
+    ),
     "rcnn": Thin(
         partial(RCNN, trunk=_trunk, side=16, classes=CLASSES, most=20),
         parts=(("features", (5, 3, 16, 16)), ("hidden", (5, 16)), ("cls_score", (5, 8)), ("bbox_pred", (5, 16))),

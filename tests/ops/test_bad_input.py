@@ -129,6 +129,18 @@ def test_refuses_with_torchs_class_and_a_sentence(case):
     assert "out of memory" not in str(ours.value) and "allocate" not in str(ours.value)
 
 
+@pytest.mark.parametrize("case", ["no_output", "input_channels", "groups_and_input_channels"])
+def test_refuses_shapes_without_values(case):
+    """In the words that values would get; a network on the meta device tells so what it cannot take."""
+    name, x, weight, options = REFUSED[case]
+    sentences = []
+    for device in ("cpu", "meta"):
+        with pytest.raises(RuntimeError) as caught:
+            getattr(functional, name)(zeros(*x, device=device), zeros(*weight, device=device), **options)
+        sentences.append(str(caught.value))
+    assert sentences[0] == sentences[1]
+
+
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"])
 @pytest.mark.parametrize("wrong", ["none", "list", "text", "weight_none", "bias_list"])
 def test_refuses_what_is_no_tensor(name, wrong):

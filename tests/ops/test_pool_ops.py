@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
@@ -152,6 +154,23 @@ def test_error_class_equals_torch(what):
     with pytest.raises(type(theirs.value)) as ours:
         call(F, x)
     assert str(ours.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", ["avg_pool2d", "max_pool2d"])
+def test_windows_fit_where_torchs_do(name, device):
+    """Every small size, window, stride, padding and rounding: torch's shape, or a RuntimeError where torch has one."""
+    for size, window, stride, padding, ceil in product((1, 2, 3, 4), (2, 3, 5, 7), (1, 2, 3, 4), (0, 1), (False, True)):
+        x = torch.ones(1, 1, size, 4, device=device)
+        shapes = []
+        for module in (torch.nn.functional, F):
+            try:
+                y = getattr(module, name)(x, (window, 2), (stride, 1), (padding, 0), ceil_mode=ceil)
+                shapes.append(tuple(y.shape))
+            except RuntimeError as error:
+                assert "Output size is too small" in str(error)
+                shapes.append(None)
+        assert shapes[0] == shapes[1], (size, window, stride, padding, ceil)
 
 
 @pytest.mark.parametrize("size", [0, (0, 2), (3, 0)], ids=str)

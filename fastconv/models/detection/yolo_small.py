@@ -72,7 +72,7 @@ class YoloSmall(Detector):
         nn.init.constant_(self.classes[-1].bias, math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, multiple=STRIDE)
+        check_images(self, x, smallest=STRIDE, multiple=STRIDE)
         x = self.backbone(x)
         return torch.cat([F.softplus(self.boxes(x)), self.classes(x)], dim=1)
 

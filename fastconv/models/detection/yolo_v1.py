@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from types import ModuleType
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastconv.functional.boxes import box_area
-from fastconv.models.checks import check_images
+from fastconv.models.checks import check_image_size, check_images
 from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, survivors
 from fastconv.models.images import IMAGENET
 from fastconv.models.registry import ModelInfo, register
@@ -41,23 +42,38 @@ class Variant(NamedTuple):
 
 
 class YoloV1(Detector):
-    """YOLO, [N, 3, size, size] -> [N, 7, 7, 2 * 5 + num_classes]; made for one size, 448 in the paper.
+    """YOLO, [N, 3, image_size, image_size] -> [N, 7, 7, 2 * 5 + num_classes]; 448 in the paper, 112 of the small one.
 
     Redmon, Divvala, Girshick, Farhadi: You Only Look Once: Unified, Real-Time Object Detection, 2015, section 2,
     figure 3. A cell's values are two boxes (x and y of the center within the cell, the roots of width and height as
     shares of the picture, confidence) and the probability of every class. Networks: 24 convolutions, and Fast YOLO's
     9, for which the authors' release has two more linear layers. Parameters / multiply-adds at 448x448 with 20
-    classes: 271.7 M / 20.29 G, 45.1 M / 2.42 G; `yolo_v1_small` is ours, for 112x112 pictures of shapes.
-    Receptive field of the last convolution 749, Fast YOLO's 574; a cell's values, behind linear layers, see all.
+    classes: 271.7 M / 20.29 G, 45.1 M / 2.42 G; `yolo_v1_small` is ours, for 112x112 pictures of shapes, 2.26 M / 58 M
+    with 6 classes. Receptive field of the last convolution 749, Fast YOLO's 574, ours 78; a cell's values, behind
+    linear layers, see all.
+
+    Section 2 sets the number of cells, S = 7 a side, and no stride: linear layers make them of a last map of any side.
+    So with another `image_size` a cell is image_size / 7 pixels, in losses and detections alike, and only the first
+    linear layer changes: it has as many inputs as the last map has values. ValueError where that map is empty: below
+    31 pixels, 64 for Fast YOLO, 16 for the small one.
     """
 
     def __init__(
-        self, layers: ModuleType, variant: Variant, *, num_classes: int | None = None, dropout: float = 0.5
+        self,
+        layers: ModuleType,
+        variant: Variant,
+        *,
+        num_classes: int | None = None,
+        dropout: float = 0.5,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.size = variant.classes if num_classes is None else num_classes, variant.size
+        self.num_classes = variant.classes if num_classes is None else num_classes
+        smallest = next(size for size in count(1) if _side(variant.layout, size))
+        self.image_size = check_image_size(self, variant.size if image_size is None else image_size, smallest)
         self.features = nn.Sequential(*_convolutions(layers, variant))
-        inputs = [step for step in variant.layout if step != "pool"][-1][0] * GRID**2
+        filters = [step for step in variant.layout if step != "pool"][-1][0]
+        inputs = filters * _side(variant.layout, self.image_size) ** 2
         modules: list[nn.Module] = [nn.Flatten()]
         for index, width in enumerate(variant.hidden, start=1):
             modules.append(nn.Linear(inputs, width))
@@ -73,7 +89,7 @@ class YoloV1(Detector):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(self, x, exactly=self.size)
+        check_images(self, x, exactly=self.image_size)
         return self.classifier(self.features(x)).view(-1, GRID, GRID, BOXES * _BOX + self.num_classes)
 
     def lesson(self, output: Tensor, targets: Tensor) -> Lesson:
@@ -107,7 +123,7 @@ class YoloV1(Detector):
             scores = (sure[..., None] * named[:, :, None]).view(-1, self.num_classes)
             box, label = (scores > score).nonzero(as_tuple=True)
             places = boxes.view(-1, 4)[box]
-            found.append(survivors(places, scores[box, label], label, (self.size, self.size), overlap))
+            found.append(survivors(places, scores[box, label], label, (self.image_size, self.image_size), overlap))
         return found
 
     def read(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +134,7 @@ class YoloV1(Detector):
     def _cells(self, targets: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Image, row and column of the cells with an object's center, and the object; the last one of several."""
         wanted = targets.new_full((len(targets), GRID, GRID, _BOX), -1)
-        cell = self.size / GRID
+        cell = self.image_size / GRID
         for rows in targets.unbind(1):
             present = (rows[:, 0] >= 0).nonzero()[:, 0]
             x, y = (((rows[:, i] + rows[:, i + 2]) / 2 / cell).long().clamp(0, GRID - 1) for i in (1, 2))
@@ -128,7 +144,7 @@ class YoloV1(Detector):
 
     def _codes(self, wanted: Tensor) -> Tensor:
         """[n, 4] of the objects [n, 5]: the center within its cell, and the roots of the sides' shares."""
-        corners = wanted[:, 1:] / self.size
+        corners = wanted[:, 1:] / self.image_size
         center = (corners[:, :2] + corners[:, 2:]) / 2 * GRID
         within = center - center.floor().clamp(0, GRID - 1)
         return torch.cat([within, (corners[:, 2:] - corners[:, :2]).sqrt()], dim=1)
@@ -137,8 +153,8 @@ class YoloV1(Detector):
         """[N, 7, 7, 2, 4] in pixels."""
         at = torch.arange(GRID, device=codes.device)
         cell = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1)[:, :, None]
-        center = (codes[..., :2] + cell) * (self.size / GRID)
-        half = codes[..., 2:4].square() * (self.size / 2)
+        center = (codes[..., :2] + cell) * (self.image_size / GRID)
+        half = codes[..., 2:4].square() * (self.image_size / 2)
         return torch.cat([center - half, center + half], dim=-1)
 
 
@@ -147,6 +163,13 @@ def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     sides = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     common = sides.clamp(min=0).prod(-1)
     return common / (box_area(boxes) + box_area(others) - common)
+
+
+def _side(layout: Layout, size: int) -> int:
+    """The side of the last map of an image of `size` pixels a side: a pool rounds down, a stride up."""
+    for step in layout:
+        size = size // 2 if step == "pool" else -(-size // (*step, 1)[2])
+    return size
 
 
 def _convolutions(layers: ModuleType, variant: Variant) -> list[nn.Module]:
