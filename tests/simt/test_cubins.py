@@ -103,8 +103,8 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         if not (four_bytes and transposed):  # ldmatrix transposes elements of two bytes alone
             assert ("LDSM.16.MT88.4" if transposed else "LDSM.16.M88.4") in code, entry.name
         assert "STG.E.128" in code, entry.name
-    if "StemOuterMatrix" in entry.name:
-        assert "HMMA" in code and ("StemOuterMatrix<float" in entry.name or "LDSM.16.MT88.4" in code), entry.name
+    if found := re.search("(?:Stem|Group)OuterMatrix<(float)?", entry.name):
+        assert "HMMA" in code and (found.group(1) or "LDSM.16.MT88.4" in code), entry.name
     if entry.name.startswith("grouped") and "GroupMatrix" in entry.name:
         assert "HMMA" in code and "STG.E.128" in code, entry.name
     if entry.name.startswith(("igemm", "stem", "grouped")) or re.match(r"wgrad_igemm<.*(true|1), \d+>", entry.name):

@@ -138,6 +138,7 @@ def test_weight_gradients_in_many_parts(text):
         ("conv2d/wgrad_igemm_sm80", "n3c16h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_stem_sm80", "n9c3h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_igemm_simt", "n3c5h19w21_k6r3s2_p1x0_f32nchw_wgrad"),
+        ("gconv2d/wgrad_grouped_sm80", "n9c12h19w21_k16r3s2_p1x0_g4_bf16nhwc_wgrad"),
         ("dwconv2d/wgrad_depthwise_simt", "n9c16h19w21_k16r3s3_p1_g16_f32nhwc_wgrad"),
     ],
 )
@@ -208,6 +209,9 @@ def test_refusals_are_sentences():
         ("gconv2d/fprop_grouped_simt", "n1c32h5w6_k8r1s1_g2_f32nhwc", "not C=32 to K=8 in 2"),
         ("gconv2d/dgrad_grouped_sm80", "n1c8h25w26_k8r9s9_u9_g2_f16nhwc_dgrad", "the stride is 9"),
         ("gconv2d/fprop_grouped_sm80", "n1c8h50w60_k8r9s9_u8_g2_f16nhwc", "shared memory, which take"),
+        ("gconv2d/wgrad_grouped_sm80", "n1c8h5w6_k8r1s1_g2_f32nhwc_wgrad", "drop 13 of 23 mantissa bits"),
+        ("gconv2d/wgrad_grouped_simt", "n1c66h5w6_k8r1s1_g2_f32nhwc_wgrad", "not C=66 to K=8 in 2"),
+        ("gconv2d/wgrad_grouped_sm80", "n1c32h150w160_k32r29s31_g2_f16nhwc_wgrad", "in shared memory, which take"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
