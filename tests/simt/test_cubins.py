@@ -111,7 +111,7 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "LDGSTS.E.BYPASS.128" in code, entry.name
     if re.match(r"depthwise_wgrad<\w+, [48],", entry.name):
         assert "LDG.E.128" in code, entry.name
-    if re.match(r"average_(maps|planes)<\w+, [48]>", entry.name):
+    if re.match(r"whole_(maps|planes)<\w+, \w+, [48]>", entry.name):
         assert "LDG.E.128" in code, entry.name
     if entry.name.startswith("transpose<"):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name

@@ -177,6 +177,33 @@ def test_pools_agree_with_the_oracle(kernel, dtype):
                 raise AssertionError(f"{kernel.name} on {problem}, i={i}, {kind}: {error}") from None
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("text", ["n2c24h5w7", "n3c65h16w13", "n1c8h12w8"])
+def test_maxima_of_whole_maps(text, dtype, layout):
+    """Fewer pixels than threads, and more than a thread's loads at once; every index; infinities and several NaN."""
+    height, width = text.split("h")[1].split("w")
+    for op, window in (("maxpool2d", f"r{height}s{width}"), ("adaptivemax2d", "o1x1")):
+        kernel = emulator.kernel(f"{op}/fprop_global_simt")
+        for index in gpu_cases.INDICES[op]:
+            problem = Problem(f"{op}_{text}_{window}_{dtype}{layout}").replace(index=index)
+            for i, kind in enumerate(KINDS):
+                check_pool(kernel, problem, kind=kind, seed=i, offset=(0, 0, 5)[i], threads=i)
+                check_pool(kernel, problem, kind=kind, seed=i + 3, offset=(5, 0, 0)[i], threads=i)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [-3.0, -math.inf])
+def test_the_first_of_equal_negative_maxima(value, layout):
+    """Threads that have no pixel, or less than others, find no maximum of 0."""
+    for size in ("h3w4", "h5w7"):
+        problem = Problem(f"adaptivemax2d_n2c8{size}_o1x1_f32{layout}").replace(index="i64")
+        x = torch.full(inputs.shapes(problem)["x"], value).contiguous(memory_format=inputs.memory_format(problem))
+        y, index = torch.zeros(2, 8, 1, 1), torch.full((2, 8, 1, 1), -1)
+        emulator.kernel("adaptivemax2d/fprop_global_simt").run(problem, out=y, x=x, index=index)
+        assert (y == value).all() and (index == 0).all()
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", MAPS, ids=lambda k: k.name)
 def test_maps_agree_with_the_oracle(kernel, dtype):
@@ -221,6 +248,9 @@ def test_refusals_are_sentences():
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
         ("avgpool2d/fprop_global_simt", "avgpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
         ("adaptiveavg2d/fprop_global_simt", "adaptiveavg2d_n1c1h9w8_o1x2_f32nhwc", "2 of them"),
+        ("maxpool2d/fprop_global_simt", "maxpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
+        ("maxpool2d/fprop_global_simt", "maxpool2d_n1c1h16w17_r16s17_f32nhwc_indexu8", "R·S=272"),
+        ("adaptivemax2d/fprop_global_simt", "adaptivemax2d_n70000c1h9w8_o1x1_f32nhwc", "there are 70000"),
         ("reorder2d/fprop_transpose_simt", "reorder2d_n70000c8h9w8_f32nhwc", "there are 70000"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):
