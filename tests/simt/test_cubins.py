@@ -48,6 +48,7 @@ def test_kernels_fit_their_machine(architecture, source, compiled):
     assert entries
     for entry in entries:
         assert entry.spilled <= MOST_SPILLED, entry
+        assert entry.shared % 16 == 0, f"{entry} takes another number for its shared memory."
         if entry.name.startswith("group_"):  # one block of a multiprocessor, and an empty body elsewhere
             assert architecture != HOPPER or (entry.blocks == 1 and entry.registers <= HOPPER_REGISTERS), entry
         else:

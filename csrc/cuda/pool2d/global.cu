@@ -7,7 +7,7 @@
 // threads found is put together in shared memory, or in the warp: sums in an order that is always the same; of equal
 // maxima the first, of several NaN the last, as in torch. Bytes: the input once. Limit on H200 (copy 4.3 TB/s):
 // adaptiveavg2d_n256c2048h7w7_o1x1_bf16nhwc and the same maximum move 52 MB, 12 us, and have 26 MFLOP; 15 us predicted
-// with 8,192 blocks of 256 threads, four to eight of them a multiprocessor by registers, 50 to 100 % occupancy; not
+// with 8,192 blocks of 256 threads, four to six of them a multiprocessor by registers, 50 to 75 % occupancy; not
 // measured. It loses where images x channels are few and the map is large: one block then reads what several could.
 #include <algorithm>
 #include <cmath>
