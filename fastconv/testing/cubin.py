@@ -88,7 +88,7 @@ def compiled(source: Path, architecture: str, folder: Path) -> list[Entry]:
     entries = []
     for mangled, stack, stores, loads, registers in re.findall(pattern, shown.stderr, re.DOTALL):
         name = demangled(mangled)
-        stated = re.search(r", (?:\(int\))?(\d+)>\(", name) if re.search("igemm<|wgrad<", name) else None
+        stated = re.search(r"(?:igemm|group_wgrad)<.*, (?:\(int\))?(\d+)>\(", name)
         shared = int(stated.group(1)) if stated else 0
         spilled = int(stack) + int(stores) + int(loads)
         entries.append(Entry(short(name), mangled, architecture, int(registers), spilled, shared, int(bounds[mangled])))

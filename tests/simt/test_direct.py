@@ -96,6 +96,42 @@ def test_groups_in_slabs(text, dtype, pass_):
     check(kernel, problem, 5, integer=True)
 
 
+# Besides: one product a warp, five and nine; several layers of them; eights that lie across groups; groups that are
+# several eights.
+GROUP_GRADIENTS = (
+    *GROUPS,
+    "n5c64h9w19_k32r1s1_g16_{}nhwc",
+    "n3c36h17w18_k48r3s2_p1_g6_{}nhwc",
+    "n1c62h9w17_k62r2s3_p0x1_g2_{}nhwc",
+    "n1c32h13w9_k64r5s4_p2x1_g2_{}nhwc",
+)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "f16"])
+@pytest.mark.parametrize("text", GROUP_GRADIENTS)
+def test_weight_gradients_of_groups_in_slabs(text, dtype):
+    """Aligned, and off alignment."""
+    problem = Problem(text.format(dtype)).replace(pass_="wgrad")
+    kernel = emulator.kernel(f"gconv2d/wgrad_grouped_{'simt' if dtype == 'f32' else 'sm80'}")
+    check(kernel, problem, 0, integer=True)
+    check(kernel, problem, 5, integer=True)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
+def test_weight_gradients_of_groups_end_with_the_outputs(dtype):
+    """Three outputs reach seven of eight columns, two reach five of six rows; what is infinite behind them reaches no
+    gradient, and what is infinite in one group none of another's.
+    """
+    problem = Problem(f"n2c12h6w8_k8r3s3_u2_g4_{dtype}nhwc_wgrad")
+    tensors = inputs.make(problem, 3, integer=True).named(problem)
+    tensors["x"][..., 7] = tensors["x"][:, :, 5] = math.inf
+    tensors["x"][:, 3:6] = math.inf
+    out = torch.zeros(inputs.shapes(problem)["w"], dtype=inputs.DTYPES[dtype])
+    kernel = emulator.kernel(f"gconv2d/wgrad_grouped_{'simt' if dtype == 'f32' else 'sm80'}")
+    finite = kernel.run(problem, out=out, **tensors).isfinite()
+    assert not finite[2:4].any() and finite[:2].all() and finite[4:].all()
+
+
 @pytest.mark.parametrize("dtype", ["f32", "tf32", "bf16"])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_an_infinite_group_leaves_the_others_alone(channels, dtype):

@@ -138,6 +138,7 @@ def test_weight_gradients_in_many_parts(text):
         ("conv2d/wgrad_igemm_sm80", "n3c16h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_stem_sm80", "n9c3h19w21_k24r3s2_p1x0_bf16nhwc_wgrad"),
         ("conv2d/wgrad_igemm_simt", "n3c5h19w21_k6r3s2_p1x0_f32nchw_wgrad"),
+        ("gconv2d/wgrad_grouped_sm80", "n9c12h19w21_k16r3s2_p1x0_g4_bf16nhwc_wgrad"),
         ("dwconv2d/wgrad_depthwise_simt", "n9c16h19w21_k16r3s3_p1_g16_f32nhwc_wgrad"),
     ],
 )
@@ -176,6 +177,33 @@ def test_pools_agree_with_the_oracle(kernel, dtype):
                 raise AssertionError(f"{kernel.name} on {problem}, i={i}, {kind}: {error}") from None
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("text", ["n2c24h5w7", "n3c65h16w13", "n1c8h12w8"])
+def test_maxima_of_whole_maps(text, dtype, layout):
+    """Fewer pixels than threads, and more than a thread's loads at once; every index; infinities and several NaN."""
+    height, width = text.split("h")[1].split("w")
+    for op, window in (("maxpool2d", f"r{height}s{width}"), ("adaptivemax2d", "o1x1")):
+        kernel = emulator.kernel(f"{op}/fprop_global_simt")
+        for index in gpu_cases.INDICES[op]:
+            problem = Problem(f"{op}_{text}_{window}_{dtype}{layout}").replace(index=index)
+            for i, kind in enumerate(KINDS):
+                check_pool(kernel, problem, kind=kind, seed=i, offset=(0, 0, 5)[i], threads=i)
+                check_pool(kernel, problem, kind=kind, seed=i + 3, offset=(5, 0, 0)[i], threads=i)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [-3.0, -math.inf])
+def test_the_first_of_equal_negative_maxima(value, layout):
+    """Threads that have no pixel, or less than others, find no maximum of 0."""
+    for size in ("h3w4", "h5w7"):
+        problem = Problem(f"adaptivemax2d_n2c8{size}_o1x1_f32{layout}").replace(index="i64")
+        x = torch.full(inputs.shapes(problem)["x"], value).contiguous(memory_format=inputs.memory_format(problem))
+        y, index = torch.zeros(2, 8, 1, 1), torch.full((2, 8, 1, 1), -1)
+        emulator.kernel("adaptivemax2d/fprop_global_simt").run(problem, out=y, x=x, index=index)
+        assert (y == value).all() and (index == 0).all()
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("kernel", MAPS, ids=lambda k: k.name)
 def test_maps_agree_with_the_oracle(kernel, dtype):
@@ -208,6 +236,9 @@ def test_refusals_are_sentences():
         ("gconv2d/fprop_grouped_simt", "n1c32h5w6_k8r1s1_g2_f32nhwc", "not C=32 to K=8 in 2"),
         ("gconv2d/dgrad_grouped_sm80", "n1c8h25w26_k8r9s9_u9_g2_f16nhwc_dgrad", "the stride is 9"),
         ("gconv2d/fprop_grouped_sm80", "n1c8h50w60_k8r9s9_u8_g2_f16nhwc", "shared memory, which take"),
+        ("gconv2d/wgrad_grouped_sm80", "n1c8h5w6_k8r1s1_g2_f32nhwc_wgrad", "drop 13 of 23 mantissa bits"),
+        ("gconv2d/wgrad_grouped_simt", "n1c66h5w6_k8r1s1_g2_f32nhwc_wgrad", "not C=66 to K=8 in 2"),
+        ("gconv2d/wgrad_grouped_sm80", "n1c32h150w160_k32r29s31_g2_f16nhwc_wgrad", "in shared memory, which take"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k8r1s1_f16nhwc", "not C=8 in 1 groups"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h5w6_k16r1s1_g8_f16nhwc", "but the problem has 2"),
         ("dwconv2d/fprop_depthwise_simt", "n1c8h25w26_k8r14s15_g8_f16nhwc", "R·S=210 take 53760 bytes"),
@@ -217,6 +248,9 @@ def test_refusals_are_sentences():
         ("maxpool2d/dgrad_window_simt", "maxpool2d_n1c1h9w9_r2s2_f32nhwc_dgrad", "needs an index"),
         ("avgpool2d/fprop_global_simt", "avgpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
         ("adaptiveavg2d/fprop_global_simt", "adaptiveavg2d_n1c1h9w8_o1x2_f32nhwc", "2 of them"),
+        ("maxpool2d/fprop_global_simt", "maxpool2d_n1c1h9w9_r9s8_f32nhwc", "windows of 8 over 9"),
+        ("maxpool2d/fprop_global_simt", "maxpool2d_n1c1h16w17_r16s17_f32nhwc_indexu8", "R·S=272"),
+        ("adaptivemax2d/fprop_global_simt", "adaptivemax2d_n70000c1h9w8_o1x1_f32nhwc", "there are 70000"),
         ("reorder2d/fprop_transpose_simt", "reorder2d_n70000c8h9w8_f32nhwc", "there are 70000"),
         ("maxpool2d/fprop_window_simt", "maxpool2d_n1c1h29w29_r16s17_f32nhwc_indexu8", "R·S=272"),
     ):

@@ -10,7 +10,8 @@ inline constexpr uint32_t all_lanes = 0xffffffffu;
 #if defined(__CUDACC__)
 
 // The value of lane (own ^ distance).
-FASTCONV_DEVICE float shuffle_xor(float value, int distance, uint32_t mask = all_lanes) {
+template <class T>
+FASTCONV_DEVICE T shuffle_xor(T value, int distance, uint32_t mask = all_lanes) {
   return __shfl_xor_sync(mask, value, distance);
 }
 
@@ -18,30 +19,33 @@ FASTCONV_DEVICE float shuffle_xor(float value, int distance, uint32_t mask = all
 
 namespace detail {
 
+template <class T>
 struct ShuffleOperand {
-  float value;
+  T value;
   int distance;
 };
 
-inline void shuffle_xor(void* const operands[warp_lanes], uint32_t mask) {
-  float out[warp_lanes] = {};
+template <class T>
+void shuffle_xor(void* const operands[warp_lanes], uint32_t mask) {
+  T out[warp_lanes] = {};
   for (int lane = 0; lane < warp_lanes; ++lane) {
     if (!(mask >> lane & 1)) continue;
-    const int from = lane ^ static_cast<const ShuffleOperand*>(operands[lane])->distance;
+    const int from = lane ^ static_cast<const ShuffleOperand<T>*>(operands[lane])->distance;
     if (from >= warp_lanes || !(mask >> from & 1))
       throw Failure("Lane " + std::to_string(lane) + " shuffles from lane " + std::to_string(from) +
                     ", which is not in the mask " + std::to_string(mask) + ".");
-    out[lane] = static_cast<const ShuffleOperand*>(operands[from])->value;
+    out[lane] = static_cast<const ShuffleOperand<T>*>(operands[from])->value;
   }
   for (int lane = 0; lane < warp_lanes; ++lane)
-    if (mask >> lane & 1) static_cast<ShuffleOperand*>(operands[lane])->value = out[lane];
+    if (mask >> lane & 1) static_cast<ShuffleOperand<T>*>(operands[lane])->value = out[lane];
 }
 
 }  // namespace detail
 
-inline float shuffle_xor(float value, int distance, uint32_t mask = all_lanes, Site site = Site::here()) {
-  detail::ShuffleOperand operand{value, distance};
-  meet(mask, "shuffle_xor", &operand, detail::shuffle_xor, site);
+template <class T>
+T shuffle_xor(T value, int distance, uint32_t mask = all_lanes, Site site = Site::here()) {
+  detail::ShuffleOperand<T> operand{value, distance};
+  meet(mask, "shuffle_xor", &operand, detail::shuffle_xor<T>, site);
   return operand.value;
 }
 

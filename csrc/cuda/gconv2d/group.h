@@ -7,11 +7,10 @@
 #pragma once
 
 #include "cuda/common/matrix.h"
+#include "group_input.h"
 
 namespace fastconv::FASTCONV_GPU {
 
-inline constexpr int group_height = 8, group_width = 16;  // written pixels of a block's tile
-inline constexpr int group_pixels = group_height * group_width, group_threads = 128;
 inline constexpr int nothing = -1;  // in a table: no element, zero
 inline constexpr int pair_bytes = 8, pairs_of_step = mma_depth_bytes / pair_bytes;
 template <class T>

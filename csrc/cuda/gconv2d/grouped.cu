@@ -14,47 +14,30 @@
 
 #include <algorithm>
 
-#include "cuda/common/async_copy.h"
-#include "cuda/common/launch.h"
-#include "cuda/common/refuses.h"
 #include "cuda/conv2d/store.h"
-#include "cuda/conv2d/walk.h"
+#include "group_input.h"
 
 namespace fastconv::FASTCONV_GPU {
 
 namespace {
 
 constexpr int most_channels = 15;          // of a group, source and written
-constexpr int slab_channels = 32;          // of a block, at most, source and written
 constexpr int few = 8, many = 16;          // columns of a product
 constexpr int64_t most_shared = 99 << 10;  // two blocks fit on an SM of sm_80 to sm_100
 
 template <class T>
 struct GroupedParams {
-  const T* source;
+  GroupInput<T> source;
   const T* filter;
-  int64_t image, pixel, channel;                                            // strides of the source, in elements
   int64_t written_stride, source_stride, group_stride, r_stride, s_stride;  // of the filter
-  int height, width;                                                        // of the source
   int groups, slab, slabs;                                                  // in all; of a block
   int channels, columns;                                                    // of a group: source, written
   int written_width, images;
-  int pitch, sums_pitch;            // elements of a pixel in the source's tile; of one in that of sums
+  int sums_pitch;                   // elements of a pixel in the tile of sums
   int filter_at, tile_at, sums_at;  // bytes in shared memory
-  bool wide;
   Walks h, w;
   Tail<T> tail;
   bool tail_takes_vectors;
-};
-
-// Positions of the source under so many written ones along an axis, from the first that any tap reads.
-struct Reach {
-  int size, before;  // before: from the first to the one of tap 0
-
-  static FASTCONV_BOTH Reach of(const Walk& walk, int written) {
-    const int span = (walk.taps > 1 ? walk.taps - 1 : 0) * walk.step;
-    return {(written - 1) * walk.stride + (span < 0 ? -span : span) + 1, span < 0 ? -span : 0};
-  }
 };
 
 template <class Product, class T>
@@ -65,7 +48,7 @@ FASTCONV_DEVICE void bring_table(const GroupedParams<T>& p, const Walk& h, const
     const int tap = i * each / p.channels, c = i * each % p.channels;
     const int y = down.before + tap / (w.taps > 0 ? w.taps : 1) * h.step,
               x = across.before + tap % (w.taps > 0 ? w.taps : 1) * w.step;
-    table.put(i, tap < h.taps * w.taps ? (y * across.size + x) * p.pitch + c : nothing);
+    table.put(i, tap < h.taps * w.taps ? (y * across.size + x) * p.source.pitch + c : nothing);
   }
 }
 
@@ -84,36 +67,6 @@ FASTCONV_DEVICE void bring_filter(const GroupedParams<T>& p, const Walk& h, cons
                     (w.first_tap + tap % w.taps * w.tap_step) * p.s_stride);
     filter.put(group * Product::columns * Product::pitch(depth) + Product::filter_at(column, k, depth), value);
   }
-}
-
-// The source of `channels` channels from `first` on, [pixel][channel]; a warp takes a row at a time.
-template <class T>
-FASTCONV_DEVICE void bring_source(const GroupedParams<T>& p, int n, int top, int left, int rows, int columns, int first,
-                                  int channels, Shared<T> tile) {
-  constexpr int warps = group_threads / lanes_of_warp;
-  const int lane = this_thread() % lanes_of_warp;
-  for (int row = this_thread() / lanes_of_warp; row < rows; row += warps) {
-    const int y = top + row;
-    const bool present = static_cast<unsigned>(y) < static_cast<unsigned>(p.height);
-    const T* const from =
-        p.source + n * p.image + static_cast<int64_t>(present ? y : 0) * p.width * p.pixel + first * p.channel;
-    if (p.wide) {
-      const int chunks = channels / wide<T>;
-      for (int i = lane; i < columns * chunks; i += lanes_of_warp) {
-        const int at = i / chunks, c = i % chunks * wide<T>, x = left + at;
-        const bool inside = present && static_cast<unsigned>(x) < static_cast<unsigned>(p.width);
-        copy_async(tile + ((row * columns + at) * p.pitch + c), inside ? from + x * p.pixel + c : p.source, inside);
-      }
-    } else {
-      for (int i = lane; i < columns * channels; i += lanes_of_warp) {  // neighbours in memory to neighbouring lanes
-        const int at = p.channel == 1 ? i / channels : i % columns, c = p.channel == 1 ? i % channels : i / columns;
-        const int x = left + at;
-        const bool inside = present && static_cast<unsigned>(x) < static_cast<unsigned>(p.width);
-        tile.put((row * columns + at) * p.pitch + c, inside ? fetch(from + x * p.pixel + c * p.channel) : T{});
-      }
-    }
-  }
-  commit_group();
 }
 
 template <class T, class Product>
@@ -138,8 +91,8 @@ grouped(FASTCONV_PARAMS(GroupedParams<T>) p) {
   const Shared<int> table = Shared<int>::at(0);
   const Shared<T> filter = Shared<T>::at(p.filter_at), tile = Shared<T>::at(p.tile_at);
   const Reach down = Reach::of(h, group_height), across = Reach::of(w, group_width);
-  bring_source(p, n, row * h.stride + h.first - down.before, column * w.stride + w.first - across.before, down.size,
-               across.size, first_group * p.channels, groups * p.channels, tile);
+  p.source.bring(n, row * h.stride + h.first - down.before, column * w.stride + w.first - across.before, down.size,
+                 across.size, first_group * p.channels, groups * p.channels, tile);
   bring_table<Product>(p, h, w, down, across, depth, table);
   bring_filter<Product>(p, h, w, first_group, groups, depth, filter);
   wait_groups<0>();
@@ -148,8 +101,9 @@ grouped(FASTCONV_PARAMS(GroupedParams<T>) p) {
   const Shared<float> sums = Shared<float>::at(p.sums_at);
   for (int group = this_thread() / lanes_of_warp; group < groups; group += group_threads / lanes_of_warp) {
     Product product;
-    product.multiply({table, tile + group * p.channels, h.stride * across.size * p.pitch, w.stride * p.pitch},
-                     filter + group * Product::columns * Product::pitch(depth), depth);
+    product.multiply(
+        {table, tile + group * p.channels, h.stride * across.size * p.source.pitch, w.stride * p.source.pitch},
+        filter + group * Product::columns * Product::pitch(depth), depth);
     product.each([&](int pixel, int j, Pack<float, 2> pair) {
       for (int e = 0; e < 2; ++e)
         if (j + e < p.columns) sums.put(pixel * p.sums_pitch + group * p.columns + j + e, pair.v[e]);
@@ -177,13 +131,7 @@ struct GroupedShape {
     GroupedShape s{};
     s.channels = forward ? p.channels_per_group() : p.filters_per_group();
     s.columns = forward ? p.filters_per_group() : p.channels_per_group();
-    const int64_t most = std::min(p.groups, slab_channels / std::max(s.channels, s.columns));
-    s.groups = most;  // as many as fill whole chunks, if any do
-    for (int64_t g = most; g > 0; --g)
-      if (g * s.channels % chunk == 0 && g * s.columns % chunk == 0) {
-        s.groups = g;
-        break;
-      }
+    s.groups = groups_of_slab(p);
     s.depth = round_up(p.taps() * s.channels, mma_depth_bytes / element);
     s.pitch = round_up(s.groups * s.channels, chunk) + chunk;
     s.sums_pitch = round_up(s.groups * s.columns, chunk) + chunk;
@@ -206,9 +154,7 @@ struct GroupedShape {
 
 std::string refuses_geometry(const Problem& p) {
   const bool forward = p.pass == Pass::fprop;
-  if (p.groups < 2 || std::max(p.channels_per_group(), p.filters_per_group()) > most_channels)
-    return "It is for groups of at most " + std::to_string(most_channels) + " channels, not C=" + std::to_string(p.c) +
-           " to K=" + std::to_string(p.k) + " in " + std::to_string(p.groups) + ".";
+  if (std::string sentence = refuses_groups(p, most_channels); !sentence.empty()) return sentence;
   if (std::string sentence = refuses_places(p); !sentence.empty()) return sentence;
   for (const Axis* a : {&p.h, &p.w}) {
     if (!forward && a->stride > most_phases)
@@ -241,30 +187,25 @@ std::string refuses_plain(const Problem& p) {
 
 template <class T, bool Matrix>
 void run_as(const Problem& p, const Args& args, Stream stream) {
-  const bool forward = p.pass == Pass::fprop, nhwc = p.layout == Layout::nhwc;
+  const bool forward = p.pass == Pass::fprop;
   const GroupedShape shape = GroupedShape::of(p);
-  const int64_t channels = forward ? p.c : p.k, pixels = forward ? p.in_pixels() : p.out_pixels();
   auto i = [](int64_t v) { return static_cast<int>(v); };
   GroupedParams<T> params{};
-  params.source = static_cast<const T*>(forward ? args.x : args.y), params.filter = static_cast<const T*>(args.w);
-  params.image = channels * pixels, params.pixel = nhwc ? channels : 1, params.channel = nhwc ? 1 : pixels;
+  params.source = forward ? GroupInput<T>::of(p, args.x, p.c, p.h.in, p.w.in, shape.groups, shape.pitch)
+                          : GroupInput<T>::of(p, args.y, p.k, p.h.out, p.w.out, shape.groups, shape.pitch);
+  params.filter = static_cast<const T*>(args.w);
   params.written_stride = args.w_stride[forward ? 0 : 1], params.source_stride = args.w_stride[forward ? 1 : 0];
   params.group_stride = p.filters_per_group() * args.w_stride[0];
   params.r_stride = args.w_stride[2], params.s_stride = args.w_stride[3];
-  params.height = i(forward ? p.h.in : p.h.out), params.width = i(forward ? p.w.in : p.w.out);
   params.groups = i(p.groups), params.slab = i(shape.groups), params.slabs = i(divide_up(p.groups, shape.groups));
   params.channels = i(shape.channels), params.columns = i(shape.columns);
   params.written_width = i(forward ? p.w.out : p.w.in), params.images = i(p.n);
-  params.pitch = i(shape.pitch), params.sums_pitch = i(shape.sums_pitch);
+  params.sums_pitch = i(shape.sums_pitch);
   params.filter_at = i(shape.filter_at), params.tile_at = i(shape.tile_at), params.sums_at = i(shape.sums_at);
   params.h = Walks::of(p, p.h), params.w = Walks::of(p, p.w);
-  auto whole = [&](int64_t of_group, int64_t all) {
-    return shape.groups * of_group % wide<T> == 0 && all % wide<T> == 0;
-  };
-  params.wide =
-      nhwc && whole(shape.channels, channels) && reinterpret_cast<uintptr_t>(params.source) % vector_bytes == 0;
   params.tail = Tail<T>::of(p, args);
-  params.tail_takes_vectors = whole(shape.columns, forward ? p.k : p.c) && params.tail.takes(wide<T>);
+  params.tail_takes_vectors =
+      shape.groups * shape.columns % wide<T> == 0 && (forward ? p.k : p.c) % wide<T> == 0 && params.tail.takes(wide<T>);
   int64_t most_tiles = 0;
   for (int a = 0; a < params.h.count; ++a)
     for (int b = 0; b < params.w.count; ++b)

@@ -4,8 +4,8 @@
 // and of one channel in NCHW. Backwards it gathers: each input pixel adds what the windows over it owe it, in their
 // order, so no sum depends on who came first. Bytes: the larger tensor once and the smaller once; overlapping windows
 // are read again from L1 and L2. Limit on H200 (copy 4.3 TB/s): n256c192h35w35 r3s3 p1 in bf16 moves 241 MB, 56 us
-// predicted; not measured yet. It loses for one window over a large map, where
-// one thread walks the whole map, to global_average.cu.
+// predicted; not measured yet. It loses for one window over a large map, which one thread walks alone, to
+// global.cu.
 #include <algorithm>
 
 #include "windows.h"

@@ -5,7 +5,7 @@
 // each input pixel asks the windows over it whether their place is its own, and adds in their order. Bytes: the larger
 // tensor once, the smaller once, and one byte (or eight) of place for each maximum. Limit on H200 (copy 4.3 TB/s):
 // n256c64h112w112 r3s3 u2 p1 in bf16 with bytes moves 565 MB, 131 us predicted; not measured yet. It loses for one
-// window over a large map, which one thread walks alone.
+// window over a large map, which one thread walks alone, to global.cu.
 #include <algorithm>
 #include <cmath>
 
@@ -118,9 +118,7 @@ dgrad_max(FASTCONV_PARAMS(Params<T>) p) {
 }
 
 std::string refuses(const Problem& p) {
-  if (p.index == Index::u8 && p.op == Op::adaptivemax2d) return "Adaptive windows have no common tap numbers for u8.";
-  if (p.index == Index::u8 && p.taps() > most_u8_taps)
-    return "R·S=" + std::to_string(p.taps()) + " taps do not fit a one-byte index.";
+  if (std::string sentence = refuses_gpu_index(p); !sentence.empty()) return sentence;
   if (p.pass == Pass::dgrad && p.index == Index::none) return "The gradient of a max pool needs an index.";
   return refuses_gpu_pool(p);
 }

@@ -128,6 +128,13 @@ struct Deal {
   }
 };
 
+inline std::string refuses_gpu_index(const Problem& p) {
+  if (p.index != Index::u8) return {};
+  if (p.op == Op::adaptivemax2d) return "Adaptive windows have no common tap numbers for u8.";
+  if (p.taps() > most_u8_taps) return "R·S=" + std::to_string(p.taps()) + " taps do not fit a one-byte index.";
+  return {};
+}
+
 inline std::string refuses_gpu_pool(const Problem& p) {
   if (p.epilogue.bias || p.epilogue.residual || p.epilogue.activation != Activation::none)
     return "A pool has no epilogue.";
