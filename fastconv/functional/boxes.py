@@ -1,12 +1,16 @@
 """Boxes and regions: overlap, non-maximum suppression, RoI pooling and RoI align. torchvision's names and results.
 
 A box is left, top, right, bottom in pixels. The functions are short compositions of torch's operators, so they run
-wherever torch does and have its gradients; a loop suppresses, over blocks of boxes whose overlaps are known.
+wherever torch does and have its gradients. What loops over values, suppression and RoI pooling, is an operator, so that
+torch.export follows what calls it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +49,23 @@ def generalized_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that stay, by falling score: none overlaps a better one by more than `iou_threshold`."""
+    return _nms(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` among the boxes of the same group `idxs` (a class, say), all groups at once."""
+    return _nms(boxes, scores, idxs, iou_threshold)
+
+
+@torch.library.custom_op("fastconv::nms", mutates_args=())
+def _nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    """A loop over blocks of boxes whose overlaps are known."""
     _check_boxes("boxes", boxes)
     if scores.shape != boxes.shape[:1]:
         raise ValueError(f"Every box needs one score: boxes are {list(boxes.shape)}, scores {list(scores.shape)}.")
+    if idxs is not None and len(boxes):
+        apart = boxes.max() - boxes.min() + 1  # groups moved so far from each other that they do not meet
+        boxes = boxes + (idxs.to(boxes) * apart)[:, None]
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
     stays = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -62,12 +80,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[stays]
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` among the boxes of the same group `idxs` (a class, say), all groups at once."""
-    if not len(boxes):
-        return torch.empty(0, dtype=torch.int64, device=boxes.device)
-    apart = boxes.max() - boxes.min() + 1  # groups moved so far from each other that they do not meet
-    return nms(boxes + (idxs.to(boxes) * apart)[:, None], scores, iou_threshold)
+@_nms.register_fake
+def _(boxes, scores, idxs, iou_threshold):
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
 def roi_align(
@@ -110,15 +125,48 @@ def roi_pool(input: Tensor, boxes: Tensor, output_size: int | tuple[int, int], s
     """
     _check_regions(input, boxes)
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
-    corners = torch.floor(boxes[:, 1:].detach() * spatial_scale + 0.5).long()  # C's round for what is not negative
-    pooled = []
-    for image, (left, top, right, bottom) in zip(boxes[:, 0].long().tolist(), corners.tolist(), strict=True):
-        right, bottom = max(right, left) + 1, max(bottom, top) + 1
-        pooled.append(F.adaptive_max_pool2d(_window(input[image], left, top, right, bottom), (rows, columns)))
-    if not pooled:
-        return input.new_zeros(0, input.shape[1], rows, columns)
-    result = torch.stack(pooled)
-    return result.masked_fill(result == -math.inf, 0)
+    return _roi_pool(input, boxes.detach(), rows, columns, spatial_scale)
+
+
+@torch.library.custom_op("fastconv::roi_pool", mutates_args=())
+def _roi_pool(input: Tensor, boxes: Tensor, rows: int, columns: int, spatial_scale: float) -> Tensor:
+    """A loop over the regions."""
+    pooled = input.new_zeros(len(boxes), input.shape[1], rows, columns)
+    for own, image, window in _windows(input, boxes, spatial_scale):
+        pooled[own] = F.adaptive_max_pool2d(window.read(input[image]), (rows, columns))
+    return pooled.masked_fill_(pooled == -math.inf, 0)
+
+
+@_roi_pool.register_fake
+def _(input, boxes, rows, columns, spatial_scale):
+    return input.new_empty(boxes.shape[0], input.shape[1], rows, columns)
+
+
+@torch.library.custom_op("fastconv::roi_pool_dgrad", mutates_args=())
+def _roi_pool_dgrad(dy: Tensor, input: Tensor, boxes: Tensor, spatial_scale: float) -> Tensor:
+    """The gradient of `input`: every bin's goes to its maximum."""
+    dx = torch.zeros_like(input)
+    for own, image, window in _windows(input, boxes, spatial_scale):
+        values = window.read(input[image])
+        pooled, places = F.adaptive_max_pool2d(values, dy.shape[2:], return_indices=True)
+        gradient = dy[own].masked_fill(pooled == -math.inf, 0)
+        window.add(dx[image], torch.ops.aten.adaptive_max_pool2d_backward(gradient, values, places))
+    return dx
+
+
+@_roi_pool_dgrad.register_fake
+def _(dy, input, boxes, spatial_scale):
+    return torch.empty_like(input)
+
+
+def _keep_regions(ctx, inputs: tuple, output: Tensor) -> None:
+    input, boxes, _, _, ctx.spatial_scale = inputs
+    ctx.save_for_backward(input, boxes)
+
+
+@partial(_roi_pool.register_autograd, setup_context=_keep_regions)
+def _(ctx, dy: Tensor):
+    return _roi_pool_dgrad(dy, *ctx.saved_tensors, ctx.spatial_scale), None, None, None, None
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...] = (1, 1, 1, 1)) -> Tensor:
@@ -143,19 +191,37 @@ def decode_boxes(codes: Tensor, anchors: Tensor, weights: tuple[float, ...] = (1
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """What lies of the boxes [..., 4] in an image of `size` (height, width)."""
     height, width = size
-    return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    return torch.stack([boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)], dim=-1).flatten(-2)
 
 
-def _window(maps: Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """[C, bottom - top, right - left] of [C, H, W], with nothing, -inf, outside of it."""
-    height, width = maps.shape[1:]
-    low, high = [min(max(v, 0), s) for v, s in ((left, width), (top, height))], [min(right, width), min(bottom, height)]
-    inside = maps[:, low[1] : max(high[1], low[1]), low[0] : max(high[0], low[0])]
-    if inside.shape[1:] == (bottom - top, right - left):
-        return inside
-    if not inside.numel():
-        return maps.new_full((len(maps), bottom - top, right - left), -math.inf)
-    return F.pad(inside, (low[0] - left, right - high[0], low[1] - top, bottom - high[1]), value=-math.inf)
+class _Window(NamedTuple):
+    """A region in whole pixels: what lies of it in a map, and how much does not, left, right, above and below."""
+
+    rows: slice
+    columns: slice
+    outside: tuple[int, int, int, int]
+
+    def read(self, maps: Tensor) -> Tensor:
+        """[C, H, W] -> the region, with nothing, -inf, outside of the map."""
+        inside = maps[:, self.rows, self.columns]
+        return F.pad(inside, self.outside, value=-math.inf) if any(self.outside) else inside
+
+    def add(self, maps: Tensor, values: Tensor) -> None:
+        """Adds to [C, H, W] in place what is given for the region."""
+        maps[:, self.rows, self.columns] += F.pad(values, [-side for side in self.outside])
+
+
+def _windows(maps: Tensor, boxes: Tensor, spatial_scale: float) -> Iterator[tuple[int, int, _Window]]:
+    """The number, image and window of every region [n, 5] that touches the maps [N, C, H, W]."""
+    height, width = maps.shape[2:]
+    corners = torch.floor(boxes[:, 1:] * spatial_scale + 0.5).long()  # C's round for what is not negative
+    images = boxes[:, 0].long().tolist()
+    for number, (image, (left, top, right, bottom)) in enumerate(zip(images, corners.tolist(), strict=True)):
+        right, bottom = max(right, left) + 1, max(bottom, top) + 1
+        rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+        if rows.start < rows.stop and columns.start < columns.stop:
+            outside = columns.start - left, right - columns.stop, rows.start - top, bottom - rows.stop
+            yield number, image, _Window(rows, columns, outside)
 
 
 def _common(a: Tensor, b: Tensor) -> Tensor:
@@ -174,12 +240,12 @@ def _shares(at: Tensor, side: int, bins: int) -> Tensor:
     inside = (at >= -1) & (at <= side)
     pixels = torch.arange(side, device=at.device)
     near = (1 - (at.clamp(0, side - 1)[..., None] - pixels).abs()).clamp(min=0) * inside[..., None]
-    return near.view(len(at), bins, at.shape[1] // bins, side).mean(2)
+    return near.view(-1, bins, at.shape[1] // bins, side).mean(2)
 
 
 def _products(input: Tensor, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """[n, C, bins, bins] of maps [N, C, H, W]: sums over all pixels by the shares [n, bins, H] and [n, bins, W]."""
-    result = rows.new_zeros(len(rows), input.shape[1], rows.shape[1], columns.shape[1])
+    result = rows.new_zeros(rows.shape[0], input.shape[1], rows.shape[1], columns.shape[1])
     for number, maps in enumerate(input):
         own = (images == number).nonzero()[:, 0]
         down = torch.einsum("nph,chw->npcw", rows[own], maps.to(rows.dtype))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fastconv.graph import functionalize
@@ -75,10 +76,19 @@ def _export(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
             with torch.no_grad(), contextlib.redirect_stderr(said):
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             sys.stderr.write(said.getvalue())
+            if batched and _counts_images(program):
+                continue
             return functionalize.without_writes(program), batched
         except Exception as error:  # torch.export raises what it likes
             problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
     raise CaptureError(f"torch.export cannot follow {type(model).__name__}. {problems[-1]}")
+
+
+def _counts_images(program: torch.export.ExportedProgram) -> bool:
+    """Whether the model's Python counts images, so that torch.export took their number for a constant after all."""
+    names = program.graph_signature.user_inputs
+    values = (node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names)
+    return any(isinstance(value, Tensor) and is_concrete_int(value.shape[0]) for value in values)
 
 
 def _doubled(inputs: Inputs) -> Inputs:

@@ -33,8 +33,9 @@ def optimize(
         model does.
 
     Where torch.export cannot follow the whole model (control flow that depends on values, objects of its own between
-    its modules), those submodules that it can follow become plans and the model's own Python calls them; str() of the
-    result says which and why. There a submodule that meets other sizes gets another plan at that call.
+    its modules), or the sizes of its layers depend on values, those submodules that can be followed become plans and
+    the model's own Python calls them; str() of the result says which and why. There a submodule that meets other sizes
+    gets another plan at that call.
     Raises ValueError for a model in training mode or a dtype that plans do not know, and CaptureError where no
     submodule can be followed either.
     The plan has the model's weights of this moment. It notices when they are replaced or written and then raises

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fastconv import settings
 from fastconv._native import C
 from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
-from fastconv.graph.capture import Captured, capture
+from fastconv.graph.capture import Captured, CaptureError, capture
 from fastconv.graph.cast import in_dtype
 from fastconv.graph.device_plan import DevicePlan
 from fastconv.graph.inference import Inference
@@ -62,6 +62,10 @@ class Optimized(Inference):
         self.signature = Signature.of(captured)
         self._watched = list(captured.tensors)
         translate(captured.graph)
+        if layer := partition.sized_by_values(captured.graph):
+            model = type(self._source[0]).__name__
+            what = layer.target.__name__
+            raise CaptureError(f"{model} is no plan as a whole: the sizes of a {what} in it depend on values.")
         self._arrange(Network(captured.graph, captured.tensors))
 
     def _arrange(self, network: Network, finished: bool = False) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fastconv.graph import operators
 from fastconv.graph.network import Network
@@ -45,6 +46,11 @@ def partition(network: Network) -> list[Part]:
             if group:
                 parts.append(group)
     return [_part(group, group[0] in planned and any(n.target in LAYERS for n in group)) for group in parts]
+
+
+def sized_by_values(graph: fx.Graph) -> fx.Node | None:
+    """A layer whose sizes depend on values, so that any call may need a program of its own, or None."""
+    return next((n for n in graph.nodes if n.target in LAYERS and free_unbacked_symbols(n.meta["val"])), None)
 
 
 def left_to_pytorch(parts: list[Part]) -> Counter[str]:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from fastconv.graph import Optimized, Piecewise, optimize, piecewise
 from fastconv.graph.capture import CaptureError
+from fastconv.models.detection import Finder
 from tests import third_party
+from tests.models.references import quick
+from tests.models.thin_detectors import THIN
 
 
 class Boxed:
@@ -220,6 +223,42 @@ def test_nothing_to_plan_is_said():
 def test_a_bad_example_is_said(detector):
     with pytest.raises(CaptureError, match="cannot follow Detector"):
         optimize(detector, torch.randn(1, 5, 21, 18))
+
+
+class Chosen(nn.Module):
+    """Values decide how many rows its last layer has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = block(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.backbone(x).mean(1).flatten(1)[:, :8]
+        return self.head(rows[rows[:, 0] > rows[:, 1]])
+
+
+def test_layers_whose_sizes_depend_on_values_are_pieces():
+    """torch.export follows the whole, but every call might need a plan of its own."""
+    torch.manual_seed(0)
+    model, x = Chosen().eval(), torch.randn(9, 3, 8, 8)
+    torch.export.export(model, (x,))
+    plan = optimize(model, x)
+    assert set(plan.pieces) == {"backbone", "head"}
+    assert "the sizes of a linear in it depend on values" in str(plan)
+    for images in (x, x[:5]):
+        torch.testing.assert_close(plan(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", quick(["rcnn", "fast_rcnn", "faster_rcnn", "faster_rcnn_vgg"], ["faster_rcnn_vgg"]))
+def test_detectors_of_regions(name: str):
+    """From pictures to boxes, for any number of pictures of any size."""
+    finder = Finder(THIN[name].model().eval(), score=0.0)
+    plan = optimize(finder, torch.randn(2, 3, 64, 64))
+    assert isinstance(plan, Piecewise)
+    for x in (torch.randn(2, 3, 64, 64), torch.randn(3, 3, 64, 64), torch.randn(1, 3, 80, 96)):
+        for found, expected in zip(plan(x), finder(x), strict=True):
+            assert len(found.boxes) == len(expected.boxes) > 0
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
 
 
 def test_a_whole_model_is_one_plan():

@@ -95,6 +95,26 @@ def test_strides_of_results_are_the_models(name):
                 assert y.stride() == e.stride()
 
 
+def test_a_model_that_counts_its_images_takes_as_many():
+    """torch.export takes their number for a constant, without a word."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return torch.stack([image.sum(0) for image in self.layer(x)])
+
+    model = Counting().eval()
+    for count in (1, 2):
+        x = torch.randn(count, 3, 8, 8)
+        plan = optimize(model, x)
+        torch.testing.assert_close(plan(x), model(x), rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match=rf"made for \({count}, 3, 8, 8\)"):
+            plan(torch.randn(3, 3, 8, 8))
+
+
 def test_a_results_memory_is_its_own():
     model, x = networks.make("residual", torch.float32)
     plan = optimize(model, x)

@@ -126,6 +126,23 @@ def test_roi_pool_is_the_definition(size: int, scale: float):
     assert torch.equal(ours.roi_pool(x, regions(), size, scale), naive_roi_pool(x, regions(), size, scale))
 
 
+def test_gradients_of_roi_pool_are_the_definition_s():
+    x = torch.randn(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
+    results = [pool(x, regions().double(), 3, 0.5) for pool in (ours.roi_pool, naive_roi_pool)]
+    weight = torch.rand_like(results[0])
+    own, defined = (torch.autograd.grad((y * weight).sum(), x)[0] for y in results)
+    assert torch.allclose(own, defined)
+
+
+def test_operators_keep_torchs_rules():
+    """Shapes, gradients and tracing of those that loop over values."""
+    x, boxes = torch.rand(2, 3, 20, 24, dtype=torch.float64, requires_grad=True), random_boxes(9)
+    for groups in (None, torch.arange(9) % 2):
+        torch.library.opcheck(ours._nms, (boxes, torch.rand(9), groups, 0.5))
+    torch.library.opcheck(ours._roi_pool, (x, regions(), 3, 2, 0.5))
+    torch.library.opcheck(ours._roi_pool_dgrad, (torch.rand(12, 3, 3, 2, dtype=x.dtype), x.detach(), regions(), 0.5))
+
+
 MISTAKES = {
     "boxes": (lambda: ours.box_iou(torch.rand(3), torch.rand(2, 4)), r"boxes1 must be boxes \[n, 4\]"),
     "scores": (lambda: ours.nms(torch.rand(3, 4), torch.rand(2), 0.5), "Every box needs one score"),

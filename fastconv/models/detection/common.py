@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastconv.functional.boxes import batched_nms, clip_boxes
 
@@ -19,6 +20,9 @@ class Detections(NamedTuple):
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+
+pytree._register_namedtuple(Detections, serialized_type_name="fastconv.Detections")  # for torch.export.save
 
 
 class Part(NamedTuple):
@@ -73,6 +77,26 @@ class Detector(nn.Module):
         counts = share(torch.tensor([part.count for part in (*parts.values(), overlap)], dtype=torch.float64))
         means = [part.total / count for part, count in zip(parts.values(), counts.tolist(), strict=False)]
         return sum(means), overlap.total.detach() / counts[-1].item()
+
+
+class Finder(nn.Module):
+    """A detector with its answers read: one module, and with torch.export one program, from images to boxes.
+
+    A program is made for a number of images. Their height and width may vary (`torch.export.Dim`); that of a network on
+    a pyramid holds for maps on the same side of 64 x 64 pixels as the example's, where `roi_align` changes its way, and
+    of more than one pixel. Loading a program needs `import fastconv.models.detection`, for its operators.
+    """
+
+    def __init__(self, network: Detector, *, score: float = 0.05, overlap: float = 0.5) -> None:
+        super().__init__()
+        self.network, self.score, self.overlap = network, score, overlap
+        self.train(network.training)
+
+    def forward(self, images: Tensor, regions: Tensor | None = None) -> list[Detections]:
+        """[N, 3, H, W] -> what was found in each; in `regions` [R, 5] (image, box), where a network of regions gets
+        them instead of finding its own."""
+        output = self.network(images) if regions is None else self.network.look_at(images, regions)
+        return self.network.detect(output, score=self.score, overlap=self.overlap)
 
 
 def full(values: Tensor) -> Tensor:

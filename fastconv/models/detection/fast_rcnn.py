@@ -61,7 +61,7 @@ class FastRCNN(RegionDetector):
         return by_image(searched(images, self.most), len(images)), {}
 
     def score(self, images: Tensor, maps: list[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled(maps[0], regions, images)))
+        return self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled(maps[0], regions, _STRIDE)))
 
 
 _VGG16 = VGGDetector(VGG_VARIANTS["vgg16"], 4096, 600, _VOC, 134_690_729, 349_779_996_672)

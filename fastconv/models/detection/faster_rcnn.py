@@ -26,7 +26,8 @@ from fastconv.models.vgg import Variant as VGGVariant
 from fastconv.models.vgg import stages
 
 _VOC, _COCO, _SHAPES = 20, 90, 6  # classes; COCO's numbers reach 90, though ten of them name nothing
-_PYRAMID_STRIDE, _VGG_STRIDE = 32, 16
+_VGG_STRIDE = 16
+_STRIDES = (4, 8, 16, 32)  # of the maps of a pyramid that regions are read from
 _UNCOUNTED = (0, 0)  # the backbone's own figures, which belong to its classifier
 
 # He et al. 2015, table 1; its counts are those of the classifier.
@@ -77,16 +78,16 @@ class FasterRCNN(RegionDetector):
         check_images(self, images)
 
     def describe(self, images: Tensor) -> list[Tensor]:
-        return self.backbone(padded(images, _PYRAMID_STRIDE))
+        return self.backbone(padded(images, _STRIDES[-1]))
 
     def regions(self, images: Tensor, maps: list[Tensor]) -> Tensor:
-        return propose(self.rpn.plan, self.rpn(maps), images, _PYRAMID_STRIDE)
+        return propose(self.rpn.plan, self.rpn(maps), images, _STRIDES[-1])
 
     def taught(self, images: Tensor, maps: list[Tensor], objects: list[Tensor]) -> tuple[list[Tensor], dict[str, Part]]:
-        return self.rpn.taught(maps, objects, images, _PYRAMID_STRIDE)
+        return self.rpn.taught(maps, objects, images, _STRIDES[-1])
 
     def score(self, images: Tensor, maps: list[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        bins = aligned(maps[:-1], regions, images)
+        bins = aligned(maps[:-1], regions, _STRIDES)
         return self.roi_heads["box_predictor"](self.roi_heads["box_head"](bins))
 
 
@@ -142,7 +143,7 @@ class FasterRCNNVGG(RegionDetector):
         return self.rpn.taught(maps, objects, images, 1)
 
     def score(self, images: Tensor, maps: list[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled(maps[0], regions, images)))
+        return self.roi_heads["box_predictor"](self.roi_heads["box_head"](pooled(maps[0], regions, _VGG_STRIDE)))
 
 
 _TORCHVISION = Plan(sizes=((32,), (64,), (128,), (256,), (512,)))

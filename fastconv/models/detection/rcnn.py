@@ -104,18 +104,23 @@ def warped(images: Tensor, regions: Tensor, side: int) -> Tensor:
     """[R, 3, side, side]: every region with its context, stretched; nothing (the mean colour) outside the image."""
     if regions.is_meta:
         return images.new_empty(len(regions), images.shape[1], side, side)
-    height, width = images.shape[2:]
-    extent = regions.new_tensor([width, height])
-    low, high = regions[:, 1:3] / extent * 2 - 1, regions[:, 3:] / extent * 2 - 1
+    x = _places(regions[:, 1::2] / images.shape[3], side)
+    y = _places(regions[:, 2::2] / images.shape[2], side)
+    grids = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=3).to(images)
+    found = images.new_zeros(regions.shape[0], images.shape[1], side, side)
+    for number, image in enumerate(images):
+        own = (regions[:, 0] == number).nonzero()[:, 0]
+        read = F.grid_sample(image.expand(own.shape[0], -1, -1, -1), grids[own], align_corners=False)
+        found.index_copy_(0, own, read)
+    return found
+
+
+def _places(edges: Tensor, side: int) -> Tensor:
+    """[R, side]: where the pixels of an axis lie, -1 to 1, for regions between `edges` [R, 2], 0 to 1, of the image."""
+    low, high = (edges * 2 - 1).unbind(1)
     center, half = (low + high) / 2, (high - low) / 2 / (1 - 2 * _CONTEXT)
-    nothing = torch.zeros_like(half[:, :1])
-    rows = [torch.cat([half[:, :1], nothing, center[:, :1]], 1), torch.cat([nothing, half[:, 1:], center[:, 1:]], 1)]
-    grids = F.affine_grid(torch.stack(rows, 1), [len(regions), images.shape[1], side, side], align_corners=False)
-    found = []
-    for number, boxes in enumerate(grids.split([int((regions[:, 0] == n).sum()) for n in range(len(images))])):
-        own = images[number].expand(len(boxes), -1, -1, -1)
-        found.append(F.grid_sample(own, boxes.to(images), align_corners=False))
-    return torch.cat(found)
+    at = (2 * torch.arange(side, device=edges.device) + 1) / side - 1
+    return center[:, None] + half[:, None] * at
 
 
 for _name, _trunk, _side, _size, _classes, _most, _parameters, _products in (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastconv.functional.boxes import box_area, decode_boxes, roi_align, roi_pool
 from fastconv.models.detection.common import Detections, Detector, Lesson, Part, full, objects_of, survivors
@@ -28,6 +30,9 @@ class Scored(NamedTuple):
     codes: Tensor
     regions: Tensor
     images: Tensor
+
+
+pytree._register_namedtuple(Scored, serialized_type_name="fastconv.Scored")  # for torch.export.save
 
 
 class Learned(NamedTuple):
@@ -54,8 +59,8 @@ class Predictor(nn.Module):
 class RegionDetector(Detector):
     """A detector whose answers are about regions. A subclass finds them (`regions`, `taught`) and scores them.
 
-    How many regions there are depends on what the pictures show. So torch.compile breaks the graph where they are
-    found, and torch.export refuses the whole; what is a network in it (backbone, heads) can be exported.
+    How many regions there are depends on what the pictures show. torch.export follows the whole, for one number of
+    images; torch.compile breaks the graph where regions are found.
     """
 
     searches = True
@@ -82,7 +87,16 @@ class RegionDetector(Detector):
     def forward(self, images: Tensor) -> Scored:
         self.check(images)
         maps = self.describe(images)
-        regions = self.regions(images, maps)
+        return self._scored(images, maps, self.regions(images, maps))
+
+    def look_at(self, images: Tensor, regions: Tensor) -> Scored:
+        """What `forward` gives, for regions [R, 5] (image, box in pixels) that were found beforehand."""
+        self.check(images)
+        if regions.dim() != 2 or regions.shape[1] != 1 + 4:
+            raise ValueError(f"The argument regions must be [R, 5], but has shape {list(regions.shape)}.")
+        return self._scored(images, self.describe(images), regions)
+
+    def _scored(self, images: Tensor, maps: list[Tensor], regions: Tensor) -> Scored:
         return Scored(*self.score(images, maps, regions), regions, images)
 
     def check(self, images: Tensor) -> None:
@@ -131,34 +145,25 @@ class RegionDetector(Detector):
 
 
 @whole
-def aligned(maps: list[Tensor], regions: Tensor, images: Tensor) -> Tensor:
+def aligned(maps: list[Tensor], regions: Tensor, strides: tuple[int, ...]) -> Tensor:
     """[R, C, 7, 7]: every region from the level of a pyramid that its size asks for, by RoI align."""
     if regions.is_meta:
         return maps[0].new_empty(len(regions), maps[0].shape[1], _POOLED, _POOLED)
-    scales = [_scale(features, images) for features in maps]
-    lowest, highest = -round(scales[0][1]), -round(scales[-1][1])
+    lowest, highest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
     side = box_area(regions[:, 1:]).sqrt()
     level = (_CANONICAL_LEVEL + (side / _CANONICAL_SIDE).log2() + 1e-6).floor().clamp(lowest, highest) - lowest
-    pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], _POOLED, _POOLED)
-    for number, (features, (scale, _)) in enumerate(zip(maps, scales, strict=True)):
+    pooled = maps[0].new_zeros(regions.shape[0], maps[0].shape[1], _POOLED, _POOLED)
+    for number, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         own = (level == number).nonzero()[:, 0]
-        read = roi_align(features, regions[own], _POOLED, scale, _SAMPLES)
+        read = roi_align(features, regions[own], _POOLED, 1 / stride, _SAMPLES)
         pooled = pooled.index_copy(0, own, read.to(pooled.dtype))
     return pooled
 
 
 @whole
-def pooled(features: Tensor, regions: Tensor, images: Tensor) -> Tensor:
+def pooled(features: Tensor, regions: Tensor, stride: int) -> Tensor:
     """[R, C, 7, 7]: every region from one map, by RoI pooling."""
-    if regions.is_meta:
-        return features.new_empty(len(regions), features.shape[1], _POOLED, _POOLED)
-    return roi_pool(features, regions, _POOLED, _scale(features, images)[0])
-
-
-def _scale(features: Tensor, images: Tensor) -> tuple[float, float]:
-    """A power of two, pixels of the map for one of the image, and its exponent."""
-    exponent = round(torch.log2(torch.tensor(features.shape[2] / images.shape[2])).item())
-    return 2.0**exponent, exponent
+    return roi_pool(features, regions, _POOLED, 1 / stride)
 
 
 @whole

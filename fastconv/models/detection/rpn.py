@@ -105,7 +105,7 @@ def proposals(answers: Answers, plan: Plan, size: tuple[int, int], learning: boo
     """The boxes [n, 4] of every image of `size` (height, width) that most likely hold something."""
     objectness, codes = answers.objectness.detach(), answers.codes.detach()
     before, after = plan.before[not learning], plan.after[not learning]
-    lengths = [len(own) for own in answers.anchors]
+    lengths = [own.shape[0] for own in answers.anchors]
     starts = [sum(lengths[:level]) for level in range(len(lengths))]
     best = [
         own.topk(min(before, own.shape[1]), dim=1).indices + start

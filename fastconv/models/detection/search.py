@@ -84,7 +84,17 @@ def searched(images: Tensor, most: int) -> Tensor:
     """Regions [R, 5] of images [N, 3, H, W]; on the meta device, where nothing is known, as many as there may be."""
     if images.is_meta:
         return images.new_empty(len(images) * most, 1 + 4)
-    return with_images([selective_search(image, most).to(images.device) for image in images.detach()])
+    return _search(images.detach(), most)
+
+
+@torch.library.custom_op("fastconv::selective_search", mutates_args=())
+def _search(images: Tensor, most: int) -> Tensor:
+    return with_images([selective_search(image, most).to(images.device) for image in images])
+
+
+@_search.register_fake
+def _(images, most):
+    return images.new_empty(torch.library.get_ctx().new_dynamic_size(), 1 + 4, dtype=torch.float32)
 
 
 def _segments(pixels, labels, numpy) -> dict[int, Group]:
