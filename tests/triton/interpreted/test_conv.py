@@ -156,7 +156,8 @@ def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
 def test_random_problems(kernel):
     rng, found = random.Random(kernel.name), 0
     while found < RANDOM:
-        problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_)
+        pointwise = "1x1" in kernel.name
+        problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_, pointwise=pointwise)
         pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
         if kernel.refuses(problem) is None and pixels <= MAX_PIXELS:
             check(kernel, problem, found, integer=found % 4 != 3)
