@@ -118,10 +118,13 @@ def _problems(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride, padding, 
 
 
 def kind_of(x: Tensor) -> str:
-    """Dtype and layout of a problem on ``x``, as its text has them; TF32 where torch lets cuDNN multiply so."""
+    """Dtype and layout of a problem on ``x``, as its text has them; TF32 where torch lets its own convolutions.
+
+    The precision is asked for by operator: ``torch.backends.cudnn.allow_tf32`` raises where torch's operators differ.
+    """
     # torch's rule: a tensor that is dense in both orders counts as NCHW.
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     dtype = DTYPES[x.dtype]
-    if dtype == "f32" and torch.backends.cudnn.allow_tf32 and x.device.type == "cuda":
+    if dtype == "f32" and x.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32":
         dtype = "tf32"
     return dtype + ("nhwc" if last else "nchw")
