@@ -125,6 +125,19 @@ def test_default_tiles_agree_too(kernel):
     check_conv(kernel, problem, integer=False)
 
 
+@pytest.mark.parametrize(("dtype", "half"), [("bf16", 256.0), ("f16", 2048.0)])
+def test_sums_are_rounded_once_to_the_nearest_and_even(dtype, half):
+    """Between two numbers of the type the even one wins; what is not finite stays what it is."""
+    nan, inf = float("nan"), float("inf")
+    problem = Problem(f"n1c2h1w6_k1r1s1_{dtype}nhwc")
+    x = torch.tensor([[half, half, -half, nan, inf, -inf], [1, 3, -1, 1, 1, 1]]).view(1, 2, 1, 6)
+    x = x.to(inputs.DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    kernel = next(k for k in KERNELS if k.name == "conv2d/fprop_gemm1x1_triton")
+    y = kernel.run(problem, x=x, w=x.new_ones(1, 2, 1, 1))
+    expected = torch.tensor([half, half + 4, -half, nan, inf, -inf], dtype=y.dtype).view_as(y)
+    assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if "persistent" in k.name], ids=lambda k: k.name)
 def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
     problem = of_pass(Problem(ALIGNED[0]), kernel.pass_)

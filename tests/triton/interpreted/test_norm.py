@@ -7,7 +7,7 @@ import random
 import pytest
 
 from fastconv.kernels import triton as rows
-from fastconv.kernels.triton import configure
+from fastconv.kernels.triton import configure, norm_fprop
 from fastconv.problem import Problem
 from fastconv.testing import corpus, fuzz_norm
 from fastconv.testing.check_norm import check_norm
@@ -55,6 +55,17 @@ def test_kernel_agrees_with_the_oracle(kernel):
     for i, problem in enumerate(problems):
         for training in (False, True):
             check(kernel, problem.replace(training=training), i)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_pieces_of_several_tiles_agree_too(kernel, layout):
+    """The tiles the model picks, on pixels enough for two pieces, the second a short one."""
+    size = {"nhwc": "h31w20", "nchw": "h61w50"}[layout]
+    problem = Problem(f"batchnorm2d_n3c5{size}_f32{layout}_train").replace(pass_=kernel.pass_)
+    steps, pieces = norm_fprop.pieces_of(problem, norm_fprop.tile_of(problem), 90)
+    assert steps > 1 and pieces > 1
+    check_norm(kernel, problem, kind=KINDS[0], seed=1)
 
 
 @pytest.mark.full

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from fastconv.kernels import triton as rows
 from fastconv.kernels.triton import configure
 from fastconv.problem import Problem
-from fastconv.testing import corpus, fuzz_pool
+from fastconv.testing import corpus, fuzz_pool, guard, inputs
 from fastconv.testing.check_pool import KINDS, check_pool
 
 from .tiles import small_tile
@@ -84,6 +85,24 @@ def test_kernel_agrees_with_the_oracle(kernel):
     assert problems
     for i, problem in enumerate(problems):
         check(kernel, problem, i)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
+def test_an_index_outside_its_plane_reaches_nothing(pass_, layout):
+    """It is not written, and its gradient is 0."""
+    kernel = next(k for k in KERNELS if k.op == "unpool2d" and k.pass_ == pass_)
+    problem = Problem(f"unpool2d_n2c3h2w2_o3x4_f32{layout}_indexi64").replace(pass_=pass_)
+    format = inputs.memory_format(problem)
+    index = torch.tensor([0, 11, -1, 12]).view(1, 1, 2, 2).expand(2, 3, 2, 2).contiguous(memory_format=format)
+    size = (2, 3, 2, 2) if pass_ == "dgrad" else (2, 3, 3, 4)
+    source = torch.ones(2, 3, 3, 4) if pass_ == "dgrad" else torch.ones(2, 3, 2, 2)
+    out = guard.GuardedOutput(size, torch.float32, format)
+    operand = guard.guarded(source.contiguous(memory_format=format))
+    kernel.run(problem, **{"y" if pass_ == "dgrad" else "x": operand}, index=index, out=out.buffer)
+    expected = torch.zeros(size)
+    expected.view(2, 3, -1)[:, :, [0, 1] if pass_ == "dgrad" else [0, 11]] = 1
+    assert out.violation() is None and torch.equal(out.tensor, expected)
 
 
 @pytest.mark.full
