@@ -48,6 +48,14 @@ def product(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rows_and_columns(block, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which pixels and channels the block-th tile [BLOCK_M, BLOCK_N] has; those that share pixels follow each other."""
+    tiles_n = tl.cdiv(columns, BLOCK_N)
+    row = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    return row, block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
 def image_row_column(pixel, height, width):
     """Pixel numbers of a batch of maps as image, row and column."""
     line = pixel // width

@@ -28,6 +28,7 @@ from fastconv.kernels.triton.common import (
     normalize,
     offsets,
     product,
+    rows_and_columns,
     widen,
 )
 from fastconv.kernels.triton.launch import (
@@ -104,11 +105,7 @@ def kernel(
 
     partial: with MOMENTS those of y, a piece for every tile of pixels. NORM: the source is normalised on the way.
     """
-    tiles_n = tl.cdiv(columns, BLOCK_N)
-    block = tl.program_id(0)
-    pixel_tile = block // tiles_n
-    pixel = pixel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, column = rows_and_columns(tl.program_id(0), columns, BLOCK_M, BLOCK_N)
     pixel_inside = pixel < images * out_height * out_width
     column_inside = column < columns
     image, p, q = image_row_column(pixel, out_height, out_width)
@@ -160,6 +157,7 @@ def kernel(
         ACTIVATION,
     )
     if MOMENTS:
+        pixel_tile = tl.program_id(0) // tl.cdiv(columns, BLOCK_N)
         moments.store_tile(y, partial, pixel_tile, column, pixel_inside, column_inside, columns)
 
 

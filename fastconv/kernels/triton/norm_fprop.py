@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure, moments
-from fastconv.kernels.triton.common import activate, image_row_column, narrow, normalize, offsets, widen
+from fastconv.kernels.triton.common import (
+    activate,
+    image_row_column,
+    narrow,
+    normalize,
+    offsets,
+    rows_and_columns,
+    widen,
+)
 from fastconv.kernels.triton.launch import SIZES, Launch, architecture_of, too_large, written
 from fastconv.problem import Problem
 
@@ -87,10 +95,8 @@ def apply(
     BLOCK_N: tl.constexpr,
 ):
     """out_channels: of the buffer y is a slice of."""
-    tiles_n = tl.cdiv(channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = (block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
-    channel = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, channel = rows_and_columns(tl.program_id(0), channels, BLOCK_M, BLOCK_N)
+    pixel = pixel[:, None]
     channel_inside = channel < channels
     inside = (pixel < images * height * width) & channel_inside[None, :]
     image, h, v = image_row_column(pixel, height, width)
