@@ -55,6 +55,9 @@ CORNERS = (
     "n1c18h5w4_k20r1s1_f32nhwc_bias_out3of29",
     "n1c5h6w7_k6r3s2_p1_f16nchw_out2of9",
     *ALIGNED,
+    "n1c5h4w3_k6r1s1_f32nchw_res_out2of11",
+    "n2c5h4w3_k6r1s1_f16nhwc_bias_res_out2of11",
+    "n1c32h6w7_k32r2s3_p1_d1x2_f16nhwc",
 )
 
 
@@ -162,6 +165,17 @@ def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
         assert first.grid[1] > 1
         check_conv(kernel, problem)
         assert torch.equal(run_guarded(kernel, problem, operands), run_guarded(kernel, problem, operands))
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
+def test_pieces_of_several_steps_agree_too(kernel):
+    """With the tiles the model picks, whose pieces are longer than those of the small ones."""
+    groups = 6 if "depthwise" in kernel.name else 1
+    problem = Problem(f"n3c6h11w10_k6r3s3_p1_g{groups}_f32nhwc_wgrad")
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    first = rows.load(rows.file_of(kernel)).plan(problem, **operands)[1][0]
+    assert first.grid[1] > 1 and first.arguments["piece_steps"] > 1
+    check_conv(kernel, problem)
 
 
 @pytest.mark.full

@@ -119,22 +119,25 @@ def test_a_product_takes_a_norm_and_measures():
     assert torch.allclose(stats[1], y.var((0, 2, 3), correction=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("most", [2, 3, 64])
-def test_levels_of_merging_do_not_change_what_is_merged(most, monkeypatch):
-    """Two, three and one level of a dozen pieces, of which one is empty; the same bits twice."""
+@pytest.mark.parametrize("most", [4, 7, 64])
+def test_pieces_are_merged_in_double_in_as_many_levels_as_needed(most, monkeypatch):
+    """Three, two and one level of 61 pieces, of which one is empty: rounded once a level; the same bits twice."""
     monkeypatch.setattr(moments, "MOST_MERGED", most)
-    x = torch.randn(11, 30, 70) + 100
-    partial = moments.room(12, 70, x.device).zero_()
-    partial[:11, 0], partial[:11, 1] = 30, x.mean(1)
-    partial[:11, 2] = x.sub(x.mean(1, keepdim=True)).square().sum(1)
+    partial = moments.room(61, 70, torch.device("cpu"))
+    partial[:, 0], partial[:, 1], partial[:, 2] = 30, torch.randn(61, 70) + 100, torch.rand(61, 70) * 30
+    partial[17] = 0
     results = []
     for _ in range(2):
         stats = guard.guarded(torch.empty(2, 70))
         for launch in moments.merges(partial, stats):
             launch()
         results.append(stats)
-    variance, mean = torch.var_mean(x.double(), dim=(0, 1), correction=0)
-    torch.testing.assert_close(results[0].double(), torch.stack((mean, variance)), rtol=1e-5, atol=0)
+    count, mean, squares = partial.double().unbind(1)
+    expected = (count * mean).sum(0) / count.sum(0)
+    variance = (squares + count * (mean - expected).square()).sum(0) / count.sum(0)
+    unit = 2.0**-24
+    assert ((results[0][0] - expected).abs() <= 3 * unit * expected).all()
+    assert ((results[0][1] - variance).abs() <= 1e-5 * variance).all()
     assert torch.equal(*results)
 
 
