@@ -59,7 +59,7 @@ def conv2d_batch_norm(
         raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, not {activation!r}.")
     if residual is not None and pointwise is not None:
         raise ValueError("residual is not added before a pointwise convolution: give one of them.")
-    if input.device.type in DEVICES and input.dtype in DTYPES and input.dim() == 4 and input.numel() != 0:
+    if _is_fused(input):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -68,7 +68,7 @@ def conv2d_batch_norm(
         given = {"weight": weight, "residual": residual, "pointwise": pointwise}
         call = _call(input, given, stride, padding, dilation, groups, eps, activation)
         channels = {"running_mean": running_mean, "running_var": running_var}
-        _check_channels(call.first.k, channels | {"norm_weight": norm_weight, "norm_bias": norm_bias})
+        _check_channels(call.first.k, input, channels | {"norm_weight": norm_weight, "norm_bias": norm_bias})
         y, stats = _Fused.apply(input, weight, norm_weight, norm_bias, residual, pointwise, call)
         _move(running_mean, stats[0], momentum)
         count = call.first.n * call.first.h.out * call.first.w.out
@@ -79,6 +79,12 @@ def conv2d_batch_norm(
     y = y if residual is None else y + residual
     y = y.relu() if activation == "relu" else y
     return y if pointwise is None else conv2d(y, pointwise)
+
+
+def _is_fused(x: Tensor) -> bool:
+    if x.device.type not in DEVICES or rows.missing() is not None:
+        return False
+    return x.dtype in DTYPES and x.dim() == 4 and x.numel() != 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ class _Call:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     eps: float
+
+    @property
+    def format(self) -> torch.memory_format:
+        return torch.channels_last if self.first.layout == "nhwc" else torch.contiguous_format
 
 
 def _call(x: Tensor, given: dict[str, Tensor | None], stride, padding, dilation, groups: int, eps, activation) -> _Call:
@@ -130,10 +140,12 @@ def _call(x: Tensor, given: dict[str, Tensor | None], stride, padding, dilation,
     return _Call(first, norm, second, stride, padding, dilation, eps)
 
 
-def _check_channels(channels: int, given: dict[str, Tensor | None]) -> None:
+def _check_channels(channels: int, x: Tensor, given: dict[str, Tensor | None]) -> None:
     for name, t in given.items():
-        if t is not None and tuple(t.shape) != (channels,):
-            raise RuntimeError(f"{name} has shape {tuple(t.shape)}, but the convolution makes {channels} channels.")
+        if t is not None and (tuple(t.shape), t.device) != ((channels,), x.device):
+            raise RuntimeError(
+                f"{name} has shape {tuple(t.shape)} on {t.device}, but there are {channels} channels on {x.device}."
+            )
 
 
 def _move(running: Tensor | None, batch: Tensor, momentum: float) -> None:
@@ -160,22 +172,23 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, norm_weight, norm_bias, residual, pointwise, call):
-        """Of the convolution's result alone is kept what no kernel can make again in one pass."""
-        first, format = call.first, torch.channels_last if call.first.layout == "nhwc" else torch.contiguous_format
+        """Keeps the convolution's result, from which backward makes the norm's again, unless that is the result."""
+        first = call.first
         affine = [None if t is None else t.float().contiguous() for t in (norm_weight, norm_bias)]
-        x = x.contiguous(memory_format=format)
+        x = x.contiguous(memory_format=call.format)
         stats = x.new_empty(2, first.k, dtype=torch.float32)
         file = rows.load("conv_gemm1x1" if rows.load("conv_gemm1x1").refuses(first) is None else "conv_fprop")
         if sentence := file.refuses(first):
             raise RuntimeError(sentence)
         z = _start(file.plan(first, x=x, w=weight, stats=stats))
         if call.second is None:
-            kept = None if residual is None else residual.contiguous(memory_format=format)
-            y = hidden = _normalize(call, z, stats, *affine, kept)
+            kept = None if residual is None else residual.contiguous(memory_format=call.format)
+            y = _normalize(call, z, stats, *affine, kept)
         else:
-            matrix, hidden = rows.load("conv_gemm1x1"), None
+            matrix = rows.load("conv_gemm1x1")
             norm = matrix.Norm(stats, *affine, call.eps, call.norm.activation)
             y = _start(matrix.plan(call.second, x=z, w=pointwise, norm=norm))
+        hidden = y if call.second is None and call.norm.activation == "relu" else None
         ctx.save_for_backward(x, weight, norm_weight, norm_bias, pointwise, z, stats, *affine, hidden)
         ctx.call = call
         ctx.mark_non_differentiable(stats)
@@ -186,9 +199,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, dy, _):
         x, weight, norm_weight, norm_bias, pointwise, z, stats, scale, shift, hidden = ctx.saved_tensors
         call, last = ctx.call, ctx.call.first.layout == "nhwc"
-        needs = dict(
-            zip(("x", "weight", "scale", "shift", "residual", "pointwise"), ctx.needs_input_grad, strict=False)
-        )
+        names = ("x", "weight", "scale", "shift", "residual", "pointwise", "call")
+        needs = dict(zip(names, ctx.needs_input_grad, strict=True))
         dpointwise = None
         if call.second is not None:
             hidden = _normalize(call, z, stats, scale, shift, None)
@@ -200,8 +212,7 @@ class _Fused(torch.autograd.Function):
         pair = torch.empty_like(stats)
         problem = call.norm.replace(pass_="dgrad", training=True, residual=False, activation="none")
         operands = {"x": z, "mean": stats[0], "variance": stats[1], "w": scale, "stats": pair}
-        format = torch.channels_last if last else torch.contiguous_format
-        dense = dy.contiguous(memory_format=format)
+        dense = dy.contiguous(memory_format=call.format)
         dz = _start(rows.load("norm_grad").plan(problem, y=dense, eps=call.eps, **operands))
         geometry = (call.stride, call.padding, call.dilation, call.first.groups)
         dx = _dgrad(dz, weight, None, x.shape[2:], *geometry) if needs["x"] else None
