@@ -17,6 +17,7 @@ from fastconv.functional.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from fastconv.functional.conv_norm import conv2d_batch_norm
 from fastconv.functional.fused import depthwise_pointwise
 from fastconv.functional.norm import batch_norm, local_response_norm
 from fastconv.functional.pool import (
@@ -42,6 +43,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv2d_act",
+    "conv2d_batch_norm",
     "conv3d",
     "conv_transpose1d",
     "conv_transpose2d",

@@ -105,12 +105,7 @@ def _problems(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride, padding, 
         raise RuntimeError(f"pointwise has shape {tuple(pointwise.shape)}, but it reads (K, {filters}, 1, 1).")
     (u, v), (d, e) = as_tuple(stride, 2, "stride"), as_tuple(dilation, 2, "dilation")
     top, bottom, left, right = sides(padding, depthwise.shape[2:], (u, v), (d, e))
-    # torch's rule: a tensor that is dense in both orders counts as NCHW.
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    dtype = DTYPES[x.dtype]
-    if dtype == "f32" and torch.backends.cudnn.allow_tf32 and x.device.type == "cuda":
-        dtype = "tf32"
-    kind = dtype + ("nhwc" if last else "nchw")
+    kind = kind_of(x)
     try:
         first = Problem(
             f"n{n}c{c}h{height}w{width}_k{filters}r{window[0]}s{window[1]}_u{u}x{v}"
@@ -120,3 +115,16 @@ def _problems(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride, padding, 
     except ValueError as error:
         raise RuntimeError(str(error)) from None
     return first, second
+
+
+def kind_of(x: Tensor) -> str:
+    """Dtype and layout of a problem on ``x``, as its text has them; TF32 where torch lets its own convolutions.
+
+    The precision is asked for by operator: ``torch.backends.cudnn.allow_tf32`` raises where torch's operators differ.
+    """
+    # torch's rule: a tensor that is dense in both orders counts as NCHW.
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    dtype = DTYPES[x.dtype]
+    if dtype == "f32" and x.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32":
+        dtype = "tf32"
+    return dtype + ("nhwc" if last else "nchw")

@@ -40,12 +40,14 @@ ATTEMPTS = 20_000
 INTEGER = 0.9  # share of the problems whose operands are small integers
 
 
-def random_problem(rng: random.Random, max_flops: float = MAX_FLOPS, pass_: str | None = None) -> Problem:
+def random_problem(
+    rng: random.Random, max_flops: float = MAX_FLOPS, pass_: str | None = None, *, pointwise: bool = False
+) -> Problem:
     """Any convolution: every dtype, layout, geometry (also negative high-side padding), epilogue and slice, of the pass
-    or of every pass.
+    or of every pass. pointwise: with filters of 1x1, which are few among all, in one group and without padding.
     """
     while True:
-        problem = _candidate(rng, pass_ or rng.choice(("fprop", "dgrad", "wgrad")))
+        problem = _candidate(rng, pass_ or rng.choice(("fprop", "dgrad", "wgrad")), pointwise)
         if problem is not None and problem.flops <= max_flops:
             return problem
 
@@ -61,15 +63,20 @@ def _axis(rng: random.Random, both: tuple[int, int, int] | None) -> tuple[int, .
     return rng.choice(SIZES), window, stride, low, high, dilation
 
 
-def _candidate(rng: random.Random, pass_: str) -> Problem | None:
+def _pointwise_axis(rng: random.Random) -> tuple[int, ...]:
+    """As :func:`_axis`, for a filter of one tap."""
+    return rng.choice(SIZES), 1, rng.choice(STRIDES), 0, -rng.choice((0, 0, 0, 1, 3)), 1
+
+
+def _candidate(rng: random.Random, pass_: str, pointwise: bool) -> Problem | None:
     kind = rng.random()
     ordinary = kind < ORDINARY
     square = (rng.choice((3, 3, 5)), rng.choice((1, 1, 2)), 1) if kind < ORDINARY + SQUARE else None
     both = (3, 1, 1) if ordinary else square
-    h, w = _axis(rng, both), _axis(rng, both)
+    h, w = (_pointwise_axis(rng) if pointwise else _axis(rng, both) for _ in range(2))
     if any(size + low + high < dilation * (window - 1) + 1 for size, window, _, low, high, dilation in (h, w)):
         return None
-    groups, cg, kg = 1 if ordinary else rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
+    groups, cg, kg = 1 if ordinary or pointwise else rng.choice(GROUPS), rng.choice(CHANNELS), rng.choice(CHANNELS)
     if groups > 1 and rng.random() < 0.4:
         cg = kg = 1
     n, dtype, layout = (

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import windows
-from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
+from fastconv.kernels.triton.common import image_row_column, narrow, offsets, rows_and_columns, widen
 from fastconv.kernels.triton.launch import Launch, written
 from fastconv.kernels.triton.windows import POOL_SIZES, divisor, pool_launch, tap_position, window_position
 from fastconv.problem import Problem
@@ -60,10 +60,8 @@ def kernel(
 
     PADDED: the divisor counts the padding. OVERRIDE: the divisor, unless 0.
     """
-    tiles_n = tl.cdiv(channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = (block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    pixel, channel = rows_and_columns(tl.program_id(0), channels, BLOCK_M, BLOCK_N)
+    channel = channel[None, :]
     if BACKWARD:
         rows = height
         columns = width

@@ -48,6 +48,14 @@ def product(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rows_and_columns(block, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which pixels and channels the block-th tile [BLOCK_M, BLOCK_N] has; those that share pixels follow each other."""
+    tiles_n = tl.cdiv(columns, BLOCK_N)
+    row = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    return row, block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
 def image_row_column(pixel, height, width):
     """Pixel numbers of a batch of maps as image, row and column."""
     line = pixel // width
@@ -105,6 +113,38 @@ def activate(x, alpha, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def inverse_deviation(variance, channel, inside, eps):
+    """1 / sqrt(variance + eps) of some channels."""
+    return tl.math.div_rn(1.0, tl.math.sqrt_rn(tl.load(variance + channel, mask=inside, other=1.0) + eps))
+
+
+@triton.jit
+def normalize(
+    value,
+    w,
+    bias,
+    mean,
+    variance,
+    channel,
+    inside,
+    eps,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    MEAN: tl.constexpr,
+):
+    """A batch norm of a tile [pixels, channels], all in float; inside: of the channels."""
+    if MEAN:
+        value -= tl.load(mean + channel, mask=inside, other=0.0)[None, :]
+    scale = inverse_deviation(variance, channel, inside, eps)
+    if WEIGHT:
+        scale *= tl.load(w + channel, mask=inside, other=0.0)
+    value *= scale[None, :]
+    if BIAS:
+        value += tl.load(bias + channel, mask=inside, other=0.0)[None, :]
+    return value
+
+
+@triton.jit
 def finish(
     sums,
     out,
@@ -120,13 +160,17 @@ def finish(
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """The epilogue of a tile [pixels, channels]: bias, residual and activation in float, one rounding at the store."""
+    """The epilogue of a tile [pixels, channels]: bias, residual and activation in float, one rounding at the store.
+
+    Returns what it stored.
+    """
     if BIAS:
         sums += widen(tl.load(bias + channel, mask=channel_inside, other=0.0))[None, :]
     if RESIDUAL:
         sums += widen(tl.load(residual + residual_offsets, mask=inside, other=0.0))
-    y = activate(sums, alpha, ACTIVATION)
-    tl.store(out + out_offsets, narrow(y, out.dtype.element_ty), mask=inside)
+    y = narrow(activate(sums, alpha, ACTIVATION), out.dtype.element_ty)
+    tl.store(out + out_offsets, y, mask=inside)
+    return y
 
 
 @triton.jit
@@ -153,7 +197,7 @@ def finish_map(
 ):
     """``finish`` at the pixels (image, row, column) of a map of ``channels`` that lie in a buffer of out_channels."""
     image, row, column, channels_of_row = image[:, None], row[:, None], column[:, None], channel[None, :]
-    finish(
+    return finish(
         sums,
         out,
         bias,

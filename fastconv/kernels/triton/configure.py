@@ -138,20 +138,24 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def matrix_tile(dtype: str, m: int, n: int, k: int, architecture: int, channels: int = 0) -> Tile:
+def matrix_tile(
+    dtype: str, m: int, n: int, k: int, architecture: int, channels: int = 0, deepest: int = DEPTHS[-1]
+) -> Tile:
     """The tile of an m x n product, k deep, each rounded up to a power of two first.
 
-    channels: of one tap, where the depth is taps and channels of an implicit product.
+    channels: of one tap, where the depth is taps and channels of an implicit product. deepest: of the tiles.
     """
     numbered = frozenset(depth for depth in DEPTHS if channels and flat(channels, depth))
-    tiles = _matrix_tiles(dtype, power(m), power(n), power(k), architecture, numbered)
+    tiles = _matrix_tiles(dtype, power(m), power(n), power(k), architecture, numbered, deepest)
     return _pick(tiles)
 
 
 @lru_cache(maxsize=4096)
-def _matrix_tiles(dtype: str, m: int, n: int, k: int, architecture: int, numbered: frozenset[int]) -> tuple[Tile, ...]:
+def _matrix_tiles(
+    dtype: str, m: int, n: int, k: int, architecture: int, numbered: frozenset[int], deepest: int
+) -> tuple[Tile, ...]:
     """The best of the model, in its order."""
-    candidates = _matrix_candidates(dtype, n, k, architecture, numbered)
+    candidates = _matrix_candidates(dtype, n, min(k, deepest), architecture, numbered)
     return tuple(sorted(candidates, key=lambda tile: matrix_cycles(tile, dtype, m, n, k, architecture))[:MOST_OFFERED])
 
 

@@ -3,7 +3,8 @@
 A block computes BLOCK_M pixels x BLOCK_N filters of one group; blocks that share pixels follow each other, so that x
 comes from the second-level cache for all but the first. Bytes: x once for every ceil(K / BLOCK_N) from there, w once
 for every block of pixels, y once, with bias, residual and activation applied on the way and an optional channel slice
-as target. Every stride, dilation, padding and group size; both layouts; float exact, tf32, f16, bf16.
+as target; mean and variance of a training batch norm behind it are taken from the tiles as they are stored
+(``moments``). Every stride, dilation, padding and group size; both layouts; float exact, tf32, f16, bf16.
 
 It loses where K / groups is below 16 (columns are padded to 16: depthwise has kernels of its own), for C = 3 (no
 vectors) and in NCHW (rows of pixels lie across the vectors of the product). It has not run on a GPU yet: it is
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure
+from fastconv.kernels.triton import configure, moments
 from fastconv.kernels.triton.common import finish_map, image_row_column
 from fastconv.kernels.triton.igemm import accumulate
 from fastconv.kernels.triton.launch import (
@@ -42,6 +43,7 @@ def kernel(
     bias,
     residual,
     out,
+    partial,
     images,
     height,
     width,
@@ -68,6 +70,7 @@ def kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    MOMENTS: tl.constexpr,
     FLAT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -75,11 +78,12 @@ def kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """channels, filters: of one group."""
+    """channels, filters: of one group. partial: with MOMENTS those of y, a piece for every tile of pixels."""
     tiles_n = tl.cdiv(filters, BLOCK_N)
     block = tl.program_id(0)
     group = block % (tiles_n * groups) // tiles_n
-    pixel = block // (tiles_n * groups) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pixel_tile = block // (tiles_n * groups)
+    pixel = pixel_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     filter = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     pixel_inside = pixel < images * out_height * out_width
     filter_inside = filter < filters
@@ -118,7 +122,7 @@ def kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    finish_map(
+    y = finish_map(
         sums,
         out,
         bias,
@@ -139,6 +143,8 @@ def kernel(
         RESIDUAL,
         ACTIVATION,
     )
+    if MOMENTS:
+        moments.store_tile(y, partial, pixel_tile, channel, pixel_inside, filter_inside, filters * groups)
 
 
 def plan(
@@ -149,16 +155,19 @@ def plan(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
+    stats: Tensor | None = None,
     architecture: int | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """The result, and the start that writes it."""
+    """The result, and the start that writes it; with ``stats``, (2, K) in float, also its mean and biased variance."""
     h, v = problem.h, problem.w
     y = written(problem, x, (problem.n, problem.k, h.out, v.out), out)
     channels, filters = problem.c // problem.groups, problem.k // problem.groups
     pixels, depth = problem.n * h.out * v.out, channels * h.window * v.window
     architecture = architecture or architecture_of(x)
     tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture, channels)
-    grid = (configure.cdiv(pixels, tile.m) * configure.cdiv(filters, tile.n) * problem.groups,)
+    tiles = configure.cdiv(pixels, tile.m)
+    grid = (tiles * configure.cdiv(filters, tile.n) * problem.groups,)
+    partial, merges = moments.taken(stats, tiles)
     arguments = {
         "x": x,
         "w": w,
@@ -168,6 +177,9 @@ def plan(
         **filter_strides(w),
         **window_arguments(problem),
         **epilogue_arguments(problem, y, problem.k, bias, residual),
+        "partial": y if partial is None else partial,
+        "MOMENTS": partial is not None,
         **matrix_arguments(problem, channels, tile),
     }
-    return y if out is None else out, [Launch(kernel, grid, arguments, tile.warps, tile.stages)]
+    start = Launch(kernel, grid, arguments, tile.warps, tile.stages)
+    return y if out is None else out, [start, *merges]

@@ -4,18 +4,33 @@ gradient of stride 1, which is the same product with the filter's axes exchanged
 A pixel is a row of the product: no tap, no mask but for the last pixels, whole vectors of channels. With a stride (or
 a cropped edge) the rows of x are found by image, row and column. Bytes: x once for every ceil(K / BLOCK_N), y once,
 with bias, residual and activation on the way and an optional channel slice as target; the filter stays in cache. At 64
-to 512 channels these layers are bound by bytes, and the epilogue saves the most.
+to 512 channels these layers are bound by bytes, and the epilogue saves the most. Beside a training batch norm it takes
+mean and variance of y as it stores (``moments``), and a norm before it is applied to each tile of x as it is loaded,
+rounded as a tensor in memory would be: neither is a pass of its own, and the normalised x is never stored.
 
 It loses for deep small maps, where a split of the depth would give more blocks, and in NCHW, whose rows lie across the
 vectors. It has not run on a GPU yet: it is interpreted and compiled ahead of time.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import finish, image_row_column, offsets, product
+from fastconv.kernels.triton import configure, moments
+from fastconv.kernels.triton.common import (
+    activate,
+    finish,
+    image_row_column,
+    narrow,
+    normalize,
+    offsets,
+    product,
+    rows_and_columns,
+    widen,
+)
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
@@ -26,6 +41,8 @@ from fastconv.kernels.triton.launch import (
     written,
 )
 from fastconv.problem import Problem
+
+NORM_DEPTH = 32  # of a tile whose norm takes registers: of 64 ptxas 12.8 spilled masks, for sm_80 (2026-11)
 
 
 def refuses(problem: Problem) -> str | None:
@@ -42,13 +59,18 @@ def refuses(problem: Problem) -> str | None:
     return too_large(problem)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "eps"])
 def kernel(
     source,
     filter,
     bias,
     residual,
     out,
+    partial,
+    mean,
+    variance,
+    norm_weight,
+    norm_bias,
     images,
     height,
     width,
@@ -60,6 +82,7 @@ def kernel(
     filter_depth,
     filter_column,
     alpha,
+    eps,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
     SAME: tl.constexpr,
@@ -67,17 +90,22 @@ def kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    NORM: tl.constexpr,
+    NORM_WEIGHT: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    NORM_ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """SAME: pixels of the source and of the result have the same numbers. depth, columns: channels read and written."""
-    tiles_n = tl.cdiv(columns, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    """SAME: pixels of the source and of the result have the same numbers. depth, columns: channels read and written.
+
+    partial: with MOMENTS those of y, a piece for every tile of pixels. NORM: the source is normalised on the way.
+    """
+    pixel, column = rows_and_columns(tl.program_id(0), columns, BLOCK_M, BLOCK_N)
     pixel_inside = pixel < images * out_height * out_width
     column_inside = column < columns
     image, p, q = image_row_column(pixel, out_height, out_width)
@@ -105,10 +133,15 @@ def kernel(
             filter_inside = (k < depth)[:, None] & column_inside[None, :]
         places = rows[:, None] + (k * channel_stride)[None, :]
         a = tl.load(source + places, mask=source_inside, other=0.0)
+        if NORM:
+            value = normalize(
+                widen(a), norm_weight, norm_bias, mean, variance, k, k < depth, eps, NORM_WEIGHT, NORM_BIAS, True
+            )
+            a = narrow(activate(value, 0.0, NORM_ACTIVATION), source.dtype.element_ty)
         weights = (k.to(tl.int64) * filter_depth)[:, None] + (column.to(tl.int64) * filter_column)[None, :]
         b = tl.load(filter + weights, mask=filter_inside, other=0.0)
         sums = product(a, b, sums, PRECISION)
-    finish(
+    y = finish(
         sums,
         out,
         bias,
@@ -123,6 +156,20 @@ def kernel(
         RESIDUAL,
         ACTIVATION,
     )
+    if MOMENTS:
+        pixel_tile = tl.program_id(0) // tl.cdiv(columns, BLOCK_N)
+        moments.store_tile(y, partial, pixel_tile, column, pixel_inside, column_inside, columns)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm and its activation before a convolution. stats: (2, C), mean and biased variance; all in float."""
+
+    stats: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    activation: str
 
 
 def plan(
@@ -134,16 +181,25 @@ def plan(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
+    stats: Tensor | None = None,
+    norm: Norm | None = None,
     architecture: int | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """The result, and the start that writes it."""
+    """The result, and the start that writes it; with ``stats``, (2, K) in float, also its mean and biased variance.
+
+    norm: applied to x first.
+    """
     h, v = problem.h, problem.w
     forward = problem.pass_ == "fprop"
     source = x if forward else y
     depth, columns = (problem.c, problem.k) if forward else (problem.k, problem.c)
     result = written(problem, source, (problem.n, columns, h.out, v.out), out)
     pixels = problem.n * h.out * v.out
-    tile = configure.matrix_tile(problem.dtype, pixels, columns, depth, architecture or architecture_of(source))
+    architecture = architecture or architecture_of(source)
+    deepest = NORM_DEPTH if norm else configure.DEPTHS[-1]
+    tile = configure.matrix_tile(problem.dtype, pixels, columns, depth, architecture, deepest=deepest)
+    tiles = configure.cdiv(pixels, tile.m)
+    partial, merges = moments.taken(stats, tiles)
     arguments = {
         "source": source,
         "filter": w,
@@ -161,11 +217,30 @@ def plan(
         "SAME": (h.size, v.size) == (h.out, v.out),
         "CHANNELS_LAST": problem.layout == "nhwc",
         **epilogue_arguments(problem, result, columns, bias, residual),
+        "partial": result if partial is None else partial,
+        "MOMENTS": partial is not None,
+        **norm_arguments(norm, source),
         "EVEN": depth % tile.k == 0,
         "PRECISION": precision(problem),
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,
         "BLOCK_K": tile.k,
     }
-    grid = (configure.cdiv(pixels, tile.m) * configure.cdiv(columns, tile.n),)
-    return result if out is None else out, [Launch(kernel, grid, arguments, tile.warps, tile.stages)]
+    start = Launch(kernel, (tiles * configure.cdiv(columns, tile.n),), arguments, tile.warps, tile.stages)
+    return result if out is None else out, [start, *merges]
+
+
+def norm_arguments(norm: Norm | None, source: Tensor) -> dict[str, Any]:
+    """Absent operands are pointers that nobody reads."""
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    return {
+        "mean": source if norm is None else norm.stats[0],
+        "variance": source if norm is None else norm.stats[1],
+        "norm_weight": source if weight is None else weight,
+        "norm_bias": source if bias is None else bias,
+        "eps": 0.0 if norm is None else norm.eps,
+        "NORM": norm is not None,
+        "NORM_WEIGHT": weight is not None,
+        "NORM_BIAS": bias is not None,
+        "NORM_ACTIVATION": "none" if norm is None else norm.activation,
+    }

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import finish_map, image_row_column, offsets, phase_taps, widen
+from fastconv.kernels.triton.common import finish_map, image_row_column, offsets, phase_taps, rows_and_columns, widen
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
@@ -42,6 +42,51 @@ def refuses(problem: Problem) -> str | None:
     if problem.pass_ == "dgrad" and phases > MOST_BLOCKS:
         return f"A grid has {MOST_BLOCKS} phases at most, but the strides make {phases}."
     return too_large(problem)
+
+
+@triton.jit
+def forward(
+    x,
+    w,
+    image,
+    p,
+    q,
+    filter,
+    pixel_inside,
+    filter_inside,
+    height,
+    width,
+    channels,
+    pad_h,
+    pad_w,
+    w_k,
+    w_r,
+    w_s,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    MULTIPLIER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The sums of output pixels (image, p, q), [BLOCK_M], by filters, [BLOCK_N], in float, taps in order."""
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    read = (filter // MULTIPLIER)[None, :]
+    for r in range(R):
+        h = (p * STRIDE_H - pad_h + r * DILATION_H)[:, None]
+        for s in range(S):
+            v = (q * STRIDE_W - pad_w + s * DILATION_W)[:, None]
+            near = pixel_inside[:, None] & (h >= 0) & (h < height) & (v >= 0) & (v < width)
+            places = offsets(image[:, None], h, v, read, height, width, channels, CHANNELS_LAST)
+            value = tl.load(x + places, mask=near & filter_inside[None, :], other=0.0)
+            taps = filter.to(tl.int64) * w_k + r * w_r + s * w_s
+            weight = tl.load(w + taps, mask=filter_inside, other=0.0)
+            sums += widen(value) * widen(weight)[None, :]
+    return sums
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -95,31 +140,21 @@ def kernel(
         rows = (height - phase_h + STRIDE_H - 1) // STRIDE_H
         columns = (width - phase_w + STRIDE_W - 1) // STRIDE_W
         written_channels = channels
-    tiles_n = tl.cdiv(written_channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, channel = rows_and_columns(tl.program_id(0), written_channels, BLOCK_M, BLOCK_N)
     pixel_inside = pixel < images * rows * columns
     channel_inside = channel < written_channels
     image, i, j = image_row_column(pixel, tl.maximum(rows, 1), tl.maximum(columns, 1))
-    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if FORWARD:
-        read = (channel // MULTIPLIER)[None, :]
-        for r in range(R):
-            h = (i * STRIDE_H - pad_h + r * DILATION_H)[:, None]
-            for s in range(S):
-                v = (j * STRIDE_W - pad_w + s * DILATION_W)[:, None]
-                near = pixel_inside[:, None] & (h >= 0) & (h < height) & (v >= 0) & (v < width)
-                places = offsets(image[:, None], h, v, read, height, width, channels, CHANNELS_LAST)
-                x = tl.load(source + places, mask=near & channel_inside[None, :], other=0.0)
-                taps = channel.to(tl.int64) * w_k + r * w_r + s * w_s
-                weight = tl.load(w + taps, mask=channel_inside, other=0.0)
-                sums += widen(x) * widen(weight)[None, :]
+        sums = forward(
+            source, w, image, i, j, channel, pixel_inside, channel_inside, height, width, channels, pad_h, pad_w,
+            w_k, w_r, w_s, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIER, CHANNELS_LAST, BLOCK_M, BLOCK_N
+        )  # fmt: skip
         rows_written = i
         columns_written = j
         heights = out_height
         widths = out_width
     else:
+        sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         first_r, taps_r, origin_h = phase_taps(phase_h, pad_h, R, STRIDE_H, DILATION_H, GCD_H)
         first_s, taps_s, origin_w = phase_taps(phase_w, pad_w, S, STRIDE_W, DILATION_W, GCD_W)
         for t in range(taps_r):

@@ -16,8 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import activate, finish_map, image_row_column, narrow, offsets, product, widen
+from fastconv.kernels.triton import configure, dw_map
+from fastconv.kernels.triton.common import (
+    activate,
+    finish_map,
+    image_row_column,
+    narrow,
+    product,
+    rows_and_columns,
+    widen,
+)
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
@@ -99,10 +107,7 @@ def kernel(
     BLOCK_K: tl.constexpr,
 ):
     """channels: C of x. MULTIPLIER: depthwise filters a channel. columns: filters of the 1x1."""
-    tiles_n = tl.cdiv(columns, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, column = rows_and_columns(tl.program_id(0), columns, BLOCK_M, BLOCK_N)
     pixel_inside = pixel < images * out_height * out_width
     column_inside = column < columns
     image, p, q = image_row_column(pixel, out_height, out_width)
@@ -111,17 +116,10 @@ def kernel(
     for step in range(tl.cdiv(depth, BLOCK_K)):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         k_inside = k < depth
-        read = (k // MULTIPLIER)[None, :]
-        made = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
-        for r in range(R):
-            h = (p * STRIDE_H - pad_h + r * DILATION_H)[:, None]
-            for s in range(S):
-                v = (q * STRIDE_W - pad_w + s * DILATION_W)[:, None]
-                near = pixel_inside[:, None] & (h >= 0) & (h < height) & (v >= 0) & (v < width)
-                places = offsets(image[:, None], h, v, read, height, width, channels, CHANNELS_LAST)
-                x = tl.load(source + places, mask=near & k_inside[None, :], other=0.0)
-                weight = tl.load(w + (k.to(tl.int64) * w_k + r * w_r + s * w_s), mask=k_inside, other=0.0)
-                made += widen(x) * widen(weight)[None, :]
+        made = dw_map.forward(
+            source, w, image, p, q, k, pixel_inside, k_inside, height, width, channels, pad_h, pad_w,
+            w_k, w_r, w_s, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W, MULTIPLIER, CHANNELS_LAST, BLOCK_M, BLOCK_K
+        )  # fmt: skip
         if DEPTHWISE_BIAS:
             made += widen(tl.load(depthwise_bias + k, mask=k_inside, other=0.0))[None, :]
         a = narrow(activate(made, depthwise_alpha, DEPTHWISE_ACTIVATION), source.dtype.element_ty)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import windows
-from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
+from fastconv.kernels.triton.common import image_row_column, narrow, offsets, rows_and_columns, widen
 from fastconv.kernels.triton.launch import Launch, written
 from fastconv.kernels.triton.windows import POOL_SIZES, pool_launch, tap_position
 from fastconv.problem import Problem
@@ -59,10 +59,8 @@ def kernel(
     BLOCK_N: tl.constexpr,
 ):
     """INDEX: "none", "u8" or "i64". out_channels: of the buffer y is a slice of; the index is dense."""
-    tiles_n = tl.cdiv(channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = (block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    pixel, channel = rows_and_columns(tl.program_id(0), channels, BLOCK_M, BLOCK_N)
+    channel = channel[None, :]
     all_inside = (pixel < images * out_height * out_width)[:, None] & (channel < channels)
     image, p, q = image_row_column(pixel[:, None], out_height, out_width)
     best = tl.full((BLOCK_M, BLOCK_N), float("-inf"), dtype=tl.float32)

@@ -1,29 +1,34 @@
 """Batch norm forward: inference in one pass, training in three, with residual and activation on the way.
 
 Inference scales and shifts a tile of pixels x channels: x once, y once. Training first takes each piece of the pixels'
-mean and sum of squared deviations, tile by tile (deviations from the tile's own mean, merged by Chan's formula, so a
-large mean costs no digits), then merges the pieces in a fixed order in double, then applies: x twice, y once, no
-atomics, the same bits in every run. Both layouts, vectors along the axis that lies together.
+mean and sum of squared deviations, then merges the pieces (``moments``), then applies: x twice, y once, no atomics, the
+same bits in every run. Both layouts, vectors along the axis that lies together.
 
-Training loses a third of its bytes to a kernel whose producer took the statistics already. It has not run on a GPU
+Training behind a convolution that takes the statistics as it stores (``conv_fprop``, ``conv_gemm1x1``) saves a third of
+these bytes. It has not run on a GPU
 yet: it is interpreted and compiled ahead of time.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import activate, image_row_column, narrow, offsets, widen
+from fastconv.kernels.triton import configure, moments
+from fastconv.kernels.triton.common import (
+    activate,
+    image_row_column,
+    narrow,
+    normalize,
+    offsets,
+    rows_and_columns,
+    widen,
+)
 from fastconv.kernels.triton.launch import SIZES, Launch, architecture_of, too_large, written
 from fastconv.problem import Problem
 
 WARPS = 4
 ELEMENTS = 2048  # of a block
-CHANNELS = 64  # of a block that merges pieces
 LEAST_STEPS = 4  # tiles in a piece
-VALUES = tl.constexpr(3)  # of a piece and channel: count, mean, sum of squared deviations
 EPS = 1e-5  # where a caller gives none
 
 
@@ -44,7 +49,7 @@ def statistics(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """partial: [pieces, VALUES, channels] of count, mean and sum of squared deviations."""
+    """partial: see ``moments``."""
     channel = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_inside = channel < channels
     pixels = images * height * width
@@ -59,40 +64,9 @@ def statistics(
         inside = pixel_inside & channel_inside[None, :]
         places = offsets(image, h, v, channel[None, :], height, width, channels, CHANNELS_LAST)
         value = widen(tl.load(x + places, mask=inside, other=0.0))
-        here = tl.sum(pixel_inside.to(tl.float32), axis=0)
-        own = tl.sum(value, axis=0) / tl.maximum(here, 1.0)
-        deviation = tl.where(inside, value - own[None, :], 0.0)
-        together = tl.maximum(count + here, 1.0)
-        apart = own - mean
-        squares += tl.sum(deviation * deviation, axis=0) + apart * apart * (count * here / together)
-        mean += apart * (here / together)
-        count += here
-    row = tl.program_id(1).to(tl.int64) * VALUES * channels + channel
-    tl.store(partial + row, count, mask=channel_inside)
-    tl.store(partial + row + channels, mean, mask=channel_inside)
-    tl.store(partial + row + 2 * tl.cast(channels, tl.int64), squares, mask=channel_inside)
-
-
-@triton.jit(do_not_specialize=["pieces"])
-def merge(partial, stats, channels, pieces, BLOCK_N: tl.constexpr):
-    """stats: [2, channels], mean and biased variance."""
-    channel = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = channel < channels
-    count = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    mean = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    squares = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    for piece in range(pieces):
-        row = partial + tl.cast(piece, tl.int64) * VALUES * channels + channel
-        here = tl.load(row, mask=inside, other=0.0).to(tl.float64)
-        own = tl.load(row + channels, mask=inside, other=0.0).to(tl.float64)
-        together = tl.maximum(count + here, 1.0)
-        apart = own - mean
-        squares += tl.load(row + 2 * tl.cast(channels, tl.int64), mask=inside, other=0.0).to(tl.float64)
-        squares += apart * apart * (count * here / together)
-        mean += apart * (here / together)
-        count += here
-    tl.store(stats + channel, mean.to(tl.float32), mask=inside)
-    tl.store(stats + channels + channel, (squares / tl.maximum(count, 1.0)).to(tl.float32), mask=inside)
+        more, its_mean, its_squares = moments.of_tile(value, pixel_inside, inside)
+        count, mean, squares = moments.join(count, mean, squares, more, its_mean, its_squares)
+    moments.store(partial, tl.program_id(1), count, mean, squares, channel, channel_inside, channels)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "eps"])
@@ -121,23 +95,14 @@ def apply(
     BLOCK_N: tl.constexpr,
 ):
     """out_channels: of the buffer y is a slice of."""
-    tiles_n = tl.cdiv(channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = (block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
-    channel = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, channel = rows_and_columns(tl.program_id(0), channels, BLOCK_M, BLOCK_N)
+    pixel = pixel[:, None]
     channel_inside = channel < channels
     inside = (pixel < images * height * width) & channel_inside[None, :]
     image, h, v = image_row_column(pixel, height, width)
     places = offsets(image, h, v, channel[None, :], height, width, channels, CHANNELS_LAST)
     value = widen(tl.load(x + places, mask=inside, other=0.0))
-    if MEAN:
-        value -= tl.load(mean + channel, mask=channel_inside, other=0.0)[None, :]
-    scale = tl.math.div_rn(1.0, tl.math.sqrt_rn(tl.load(variance + channel, mask=channel_inside, other=1.0) + eps))
-    if WEIGHT:
-        scale *= tl.load(w + channel, mask=channel_inside, other=0.0)
-    value *= scale[None, :]
-    if BIAS:
-        value += tl.load(bias + channel, mask=channel_inside, other=0.0)[None, :]
+    value = normalize(value, w, bias, mean, variance, channel, channel_inside, eps, WEIGHT, BIAS, MEAN)
     if RESIDUAL:
         value += widen(tl.load(residual + places, mask=inside, other=0.0))
     value = activate(value, alpha, ACTIVATION)
@@ -191,11 +156,10 @@ def plan(
     starts = []
     if problem.training:
         steps, pieces = pieces_of(problem, tile, architecture or architecture_of(x))
-        partial = torch.empty(pieces, VALUES.value, problem.c, dtype=torch.float32, device=x.device)
+        partial = moments.room(pieces, problem.c, x.device)
         taken = {"x": x, "partial": partial, "piece_steps": steps, **sizes(problem, tile)}
-        merged = {"partial": partial, "stats": stats, "channels": problem.c, "pieces": pieces, "BLOCK_N": CHANNELS}
         starts.append(Launch(statistics, (configure.cdiv(problem.c, tile.n), pieces), taken, WARPS))
-        starts.append(Launch(merge, (configure.cdiv(problem.c, CHANNELS),), merged, 1))
+        starts += moments.merges(partial, stats)
         mean, variance = stats[0], stats[1]
     arguments = {
         "x": x,

@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import image_row_column, narrow, offsets, widen
+from fastconv.kernels.triton.common import image_row_column, inverse_deviation, narrow, offsets, rows_and_columns, widen
 from fastconv.kernels.triton.launch import SIZES, Launch, architecture_of, too_large, written
-from fastconv.kernels.triton.norm_fprop import CHANNELS, EPS, WARPS, pieces_of, sizes, tile_of
+from fastconv.kernels.triton.moments import CHANNELS
+from fastconv.kernels.triton.norm_fprop import EPS, WARPS, pieces_of, sizes, tile_of
 from fastconv.problem import Problem
 
 VALUES = 2  # of a piece and channel: dweight, dbias
@@ -27,11 +28,6 @@ def refuses(problem: Problem) -> str | None:
     if problem.residual or problem.activation != "none" or problem.out_channels:
         return "The gradient of an epilogue is not part of it."
     return too_large(problem)
-
-
-@triton.jit
-def inverse_deviation(variance, channel, inside, eps):
-    return tl.math.div_rn(1.0, tl.math.sqrt_rn(tl.load(variance + channel, mask=inside, other=1.0) + eps))
 
 
 @triton.jit(do_not_specialize=[*SIZES, "piece_steps", "eps"])
@@ -106,10 +102,8 @@ def apply(
     BLOCK_N: tl.constexpr,
 ):
     """pair: [2, channels], dweight and dbias."""
-    tiles_n = tl.cdiv(channels, BLOCK_N)
-    block = tl.program_id(0)
-    pixel = (block // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
-    channel = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    pixel, channel = rows_and_columns(tl.program_id(0), channels, BLOCK_M, BLOCK_N)
+    pixel = pixel[:, None]
     channel_inside = channel < channels
     pixels = images * height * width
     inside = (pixel < pixels) & channel_inside[None, :]

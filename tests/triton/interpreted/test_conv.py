@@ -55,6 +55,9 @@ CORNERS = (
     "n1c18h5w4_k20r1s1_f32nhwc_bias_out3of29",
     "n1c5h6w7_k6r3s2_p1_f16nchw_out2of9",
     *ALIGNED,
+    "n1c5h4w3_k6r1s1_f32nchw_res_out2of11",
+    "n2c5h4w3_k6r1s1_f16nhwc_bias_res_out2of11",
+    "n1c32h6w7_k32r2s3_p1_d1x2_f16nhwc",
 )
 
 
@@ -125,6 +128,19 @@ def test_default_tiles_agree_too(kernel):
     check_conv(kernel, problem, integer=False)
 
 
+@pytest.mark.parametrize(("dtype", "half"), [("bf16", 256.0), ("f16", 2048.0)])
+def test_sums_are_rounded_once_to_the_nearest_and_even(dtype, half):
+    """Between two numbers of the type the even one wins; what is not finite stays what it is."""
+    nan, inf = float("nan"), float("inf")
+    problem = Problem(f"n1c2h1w6_k1r1s1_{dtype}nhwc")
+    x = torch.tensor([[half, half, -half, nan, inf, -inf], [1, 3, -1, 1, 1, 1]]).view(1, 2, 1, 6)
+    x = x.to(inputs.DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    kernel = next(k for k in KERNELS if k.name == "conv2d/fprop_gemm1x1_triton")
+    y = kernel.run(problem, x=x, w=x.new_ones(1, 2, 1, 1))
+    expected = torch.tensor([half, half + 4, -half, nan, inf, -inf], dtype=y.dtype).view_as(y)
+    assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if "persistent" in k.name], ids=lambda k: k.name)
 def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
     problem = of_pass(Problem(ALIGNED[0]), kernel.pass_)
@@ -151,12 +167,24 @@ def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
         assert torch.equal(run_guarded(kernel, problem, operands), run_guarded(kernel, problem, operands))
 
 
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
+def test_pieces_of_several_steps_agree_too(kernel):
+    """With the tiles the model picks, whose pieces are longer than those of the small ones."""
+    groups = 6 if "depthwise" in kernel.name else 1
+    problem = Problem(f"n3c6h11w10_k6r3s3_p1_g{groups}_f32nhwc_wgrad")
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    first = rows.load(rows.file_of(kernel)).plan(problem, **operands)[1][0]
+    assert first.grid[1] > 1 and first.arguments["piece_steps"] > 1
+    check_conv(kernel, problem)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
 def test_random_problems(kernel):
     rng, found = random.Random(kernel.name), 0
     while found < RANDOM:
-        problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_)
+        pointwise = "1x1" in kernel.name
+        problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_, pointwise=pointwise)
         pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
         if kernel.refuses(problem) is None and pixels <= MAX_PIXELS:
             check(kernel, problem, found, integer=found % 4 != 3)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from fastconv.kernels import triton as rows
-from fastconv.kernels.triton import configure
+from fastconv.kernels.triton import configure, norm_fprop
 from fastconv.problem import Problem
 from fastconv.testing import corpus, fuzz_norm
 from fastconv.testing.check_norm import check_norm
@@ -55,6 +56,33 @@ def test_kernel_agrees_with_the_oracle(kernel):
     for i, problem in enumerate(problems):
         for training in (False, True):
             check(kernel, problem.replace(training=training), i)
+
+
+def test_without_a_mean_nothing_is_taken_away():
+    """Inference with variances alone, and without weight and bias."""
+    kernel = next(k for k in KERNELS if k.pass_ == "fprop")
+    x, variance = torch.randn(2, 5, 4, 6), torch.rand(5) + 0.5
+    y = kernel.run(Problem("batchnorm2d_n2c5h4w6_f32nchw"), x=x, variance=variance, eps=1e-3)
+    torch.testing.assert_close(y, x / (variance + 1e-3).sqrt().view(5, 1, 1))
+
+
+@pytest.mark.parametrize("text", ["n2c5h4w6_f32nhwc_res_relu_out2of9", "n2c5h4w6_f16nchw_out4of9"])
+def test_a_slice_is_all_that_is_written(text):
+    problem = Problem(f"batchnorm2d_{text}")
+    kernel = next(k for k in KERNELS if k.pass_ == "fprop")
+    for training in (False, True):
+        check(kernel, problem.replace(training=training), 0)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
+def test_pieces_of_several_tiles_agree_too(kernel, layout):
+    """The tiles the model picks, on pixels enough for two pieces, the second a short one."""
+    size = {"nhwc": "h31w20", "nchw": "h61w50"}[layout]
+    problem = Problem(f"batchnorm2d_n3c5{size}_f32{layout}_train").replace(pass_=kernel.pass_)
+    steps, pieces = norm_fprop.pieces_of(problem, norm_fprop.tile_of(problem), 90)
+    assert steps > 1 and pieces > 1
+    check_norm(kernel, problem, kind=KINDS[0], seed=1)
 
 
 @pytest.mark.full

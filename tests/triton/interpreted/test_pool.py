@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from fastconv.kernels import triton as rows
 from fastconv.kernels.triton import configure
 from fastconv.problem import Problem
-from fastconv.testing import corpus, fuzz_pool
+from fastconv.testing import corpus, fuzz_pool, guard, inputs
 from fastconv.testing.check_pool import KINDS, check_pool
 
 from .tiles import small_tile
@@ -28,6 +29,10 @@ CORNERS = (
     "maxpool2d_n1c5h8w11_r2s4_u1x3_p1x2_d3x1_bf16nchw_indexu8",
     "adaptivemax2d_n2c3h5w7_o7x3_f32nhwc_indexi64",
     "avgpool2d_n2c3h7w9_r3s2_u2x1_p1_f32nchw_ceil_nopad",
+    "avgpool2d_n1c3h8w7_r3s2_u2_p1x0_f16nhwc_ceil",
+    "avgpool2d_n2c2h7w8_r2s3_u2_p0x1_f32nchw_ceil",
+    "maxpool2d_n1c3h2w9_r2s3_p1_d3x1_f32nhwc_indexu8",
+    "maxpool2d_n2c2h9w2_r3s2_p1_d1x3_f16nchw_indexi64",
     "adaptiveavg2d_n2c20h5w7_o1x1_bf16nhwc",
     "unpool2d_n2c35h3w5_o7x8_f16nchw_indexi64",
     "maxpool2d_n2c5h9w8_r3s2_u2x1_p1x0_f32nhwc_indexu8_out2of9",
@@ -84,6 +89,24 @@ def test_kernel_agrees_with_the_oracle(kernel):
     assert problems
     for i, problem in enumerate(problems):
         check(kernel, problem, i)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
+def test_an_index_outside_its_plane_reaches_nothing(pass_, layout):
+    """It is not written, and its gradient is 0."""
+    kernel = next(k for k in KERNELS if k.op == "unpool2d" and k.pass_ == pass_)
+    problem = Problem(f"unpool2d_n2c3h2w2_o3x4_f32{layout}_indexi64").replace(pass_=pass_)
+    format = inputs.memory_format(problem)
+    index = torch.tensor([0, 11, -1, 12]).view(1, 1, 2, 2).expand(2, 3, 2, 2).contiguous(memory_format=format)
+    size = (2, 3, 2, 2) if pass_ == "dgrad" else (2, 3, 3, 4)
+    source = torch.ones(2, 3, 3, 4) if pass_ == "dgrad" else torch.ones(2, 3, 2, 2)
+    out = guard.GuardedOutput(size, torch.float32, format)
+    operand = guard.guarded(source.contiguous(memory_format=format))
+    kernel.run(problem, **{"y" if pass_ == "dgrad" else "x": operand}, index=index, out=out.buffer)
+    expected = torch.zeros(size)
+    expected.view(2, 3, -1)[:, :, [0, 1] if pass_ == "dgrad" else [0, 11]] = 1
+    assert out.violation() is None and torch.equal(out.tensor, expected)
 
 
 @pytest.mark.full
