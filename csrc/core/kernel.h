@@ -33,7 +33,7 @@ struct Args {
   const void* variance = nullptr;  // likewise, biased
   void* stats = nullptr;           // 2·C written: mean and variance by a training fprop, dweight and dbias by dgrad
   double eps = 0;
-  Response response;          // local response norms
+  Response response;           // local response norms
   const void* next = nullptr;  // constants that calls after this one read, worth fetching where there is time
   int64_t next_bytes = 0;
   void* workspace = nullptr;  // as many bytes as workspace() asked for, 64-byte aligned
