@@ -55,7 +55,7 @@ CORNERS = (
     "n1c18h5w4_k20r1s1_f32nhwc_bias_out3of29",
     "n1c5h6w7_k6r3s2_p1_f16nchw_out2of9",
     *ALIGNED,
-    "n1c5h4w3_k6r1s1_f32nchw_res_out2of11",
+    "n2c5h4w3_k6r1s1_f32nchw_res_out2of11",
     "n2c5h4w3_k6r1s1_f16nhwc_bias_res_out2of11",
     "n1c32h6w7_k32r2s3_p1_d1x2_f16nhwc",
 )
