@@ -84,7 +84,8 @@ class Finder(nn.Module):
 
     A program is made for a number of images. Their height and width may vary (`torch.export.Dim`); that of a network on
     a pyramid holds for maps on the same side of 64 x 64 pixels as the example's, where `roi_align` changes its way, and
-    of more than one pixel. Loading a program needs `import fastconv.models.detection`, for its operators.
+    of more than one pixel. With the max pools of torch 2.11 (`layers="torch"`), one made on even heights takes no odd
+    ones. Loading a program needs `import fastconv.models.detection`, for its operators.
     """
 
     def __init__(self, network: Detector, *, score: float = 0.05, overlap: float = 0.5) -> None:
