@@ -29,7 +29,8 @@ class FastRCNN(RegionDetector):
     Girshick: Fast R-CNN, 2015, section 2: VGG-16's convolutions, RoI pooling to 7x7, its two hidden layers, a softmax
     over classes and ground, a box for each class. Regions are those of `selective_search`, so scikit-image is needed
     to run it. Parameters / multiply-adds at 600x600 with 20 classes and 2,000 regions: 134.7 M / 349.8 G, most of them
-    in the hidden layers. `fast_rcnn_small` is ours, for 96x96 pictures of shapes. Receptive field of the maps 196.
+    in the hidden layers. `fast_rcnn_small` is ours, for 96x96 pictures of shapes: 0.520 M / 74.1 M.
+    Receptive field of the maps 196.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ class FasterRCNN(RegionDetector):
     whose state dict, outputs and losses are these. A class is torchvision's label less one, which is the ground.
     Its published COCO weights belong to batch norms without an epsilon (`norm_eps=0.0`), which `load_detector` knows.
     Parameters / multiply-adds at 800x800 with 90 classes and 1,000 regions: 41.81 M / 134.4 G.
-    `faster_rcnn_small` is ours, for 96x96 pictures of shapes. The field of a region's features is unbounded.
+    `faster_rcnn_small` is ours, for 96x96 pictures of shapes: 5.58 M / 0.238 G. The field of a region's
+    features is unbounded.
     """
 
     smooth = SMOOTH
