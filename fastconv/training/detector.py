@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastconv.models.detection import Detector
 from fastconv.models.detection.common import objects_of
 from fastconv.training.chance import drawing_for
 from fastconv.training.datasets import Data
 from fastconv.training.objects import open_objects
 from fastconv.training.precision import average_precision
 from fastconv.training.trainer import Trainer
-
-
-class Learner(nn.Module):
-    """A detector as a training step calls it: with what its pictures show."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
-        return self.detector.learn(images, targets)
 
 
 class DetectorTrainer(Trainer):
@@ -35,11 +23,8 @@ class DetectorTrainer(Trainer):
     def _open(self) -> Data:
         return open_objects(self.job.data, size=self.size, seed=self.job.seed)
 
-    def _learner(self) -> nn.Module:
-        return Learner(self.model)
-
     def _forward(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
-        return self._call(images, targets)
+        return self.model.learn(images, targets)
 
     def _loss(self, outputs: Tensor | tuple, targets: Tensor) -> tuple[Tensor, Tensor]:
         loss, overlap = self.model.loss(outputs, targets, self.team.share)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,9 @@ class Team:
         """The process that prints and writes files."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: its gradients are averaged over the processes."""
-        if self.world == 1:
-            return model
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    def average_gradients(self, model: nn.Module) -> None:
+        """Gradients become the mean of all shares'. The same parameters must have one in every process."""
+        self._average([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of the processes' values, in every process."""
@@ -42,14 +39,16 @@ class Team:
 
     def average_buffers(self, model: nn.Module) -> None:
         """Running statistics become the mean of all shares', so that every process holds the same state."""
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        if self.world == 1 or not buffers:
+        self._average([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        if self.world == 1 or not tensors:
             return
-        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
-        parts = (flat / self.world).split([buffer.numel() for buffer in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
+        parts = (flat / self.world).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
     def agree(self, flag: bool) -> bool:
         """True everywhere as soon as it is true in one process."""
@@ -63,12 +62,18 @@ class Team:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """The team of this process: torchrun's over gloo, or itself alone."""
+    """The team of this process: torchrun's over gloo, or itself alone.
+
+    gloo's threads end here, with the last reference to their group: one that lets go of a tensor while the interpreter
+    shuts down aborts it. So no model is wrapped into a DistributedDataParallel, which would keep the group."""
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield Team()
         return
     started_here = not distributed.is_initialized()
     if started_here:
+        # Its functions take the group of that moment as a default and keep it; optimizers import it at their first use.
+        import torch.distributed.nn  # noqa: F401
+
         distributed.init_process_group("gloo")
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size())

@@ -104,7 +104,6 @@ class Trainer:
         )
         with drawing_for("weights", job.seed):
             self.model = self._build().to(memory_format=torch.channels_last)
-        self._call = self.team.wrap(self._learner())
         self.average = copy.deepcopy(self.model) if recipe.average is not None else None
         self.optimizer = _optimizer(self.model, recipe)
         self.step, self.sums, self.watch = 0, Sums(), Watch()
@@ -120,12 +119,8 @@ class Trainer:
     def _build(self) -> nn.Module:
         return build(self.job, len(self.data.classes))
 
-    def _learner(self) -> nn.Module:
-        """What a training step calls: its gradients are averaged over the processes."""
-        return self.model
-
     def _forward(self, images: Tensor, targets: Tensor) -> Tensor | tuple:
-        return self._call(images)
+        return self.model(images)
 
     def _drawn_size(self) -> int:
         """Pictures that are made for the run are made as large as evaluation wants them."""
@@ -182,6 +177,7 @@ class Trainer:
                 outputs = self._forward(images, targets)
             loss, counted = self._loss(outputs, targets)
             loss.backward()
+        self.team.average_gradients(self.model)
         counted = self.team.sum(counted.double()).tolist()
         if not math.isfinite(counted[0]):
             raise ArithmeticError(

@@ -129,7 +129,7 @@ def train(rank: int, port: int, queue) -> None:
     queue.put((rank, found))
     torch.distributed.barrier()  # a rank that leaves early may take the other's store with it
     queue.close(), queue.join_thread()
-    # An orderly exit was once aborted under load, by a thread that is not known yet; test_spawn leaves orderly.
+    # What holds the group keeps gloo's threads, and one of them can abort an orderly exit; test_spawn has one.
     os._exit(0)
 
 
