@@ -22,6 +22,8 @@ inline constexpr int64_t most_shared = 128;  // tiles whose sums for one panel f
 // Starting and storing the sums of a register tile takes as long as so many channels: products of depth_chunk channels
 // run at 90 GFLOP/s a core where igemm's run at 105 (Zen 4, 2026-11-22).
 inline constexpr double sum_overhead = 21;
+// Tiles whose products take as long as U takes from L2, for each byte of a register: 6 of 64 bytes (Zen 5, 2026-11-23).
+inline constexpr double waiting_tiles = 6.0 / 64;
 inline constexpr int64_t panel_vectors = 2;  // registers of output channels in a panel
 
 // filter: rows and columns of the filters that the transforms are for.
@@ -120,8 +122,8 @@ struct Cut {
 //   by tiles     every block reads the F·C·K filters, written before by all threads or packed; where a block's sums
 //                outgrow L2 they go out and come back
 //   by panels    every thread transforms all inputs, a chunk of channels at a time; where L2 does not hold that chunk,
-//                every panel reads it again, and where it does not hold a thread's sums, every chunk moves them. U
-//                comes from L2, and few tiles share it
+//                every panel reads it again, and where it does not hold a thread's sums, every chunk moves them. The
+//                products of few tiles wait for U from L2
 inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) {
   const int64_t element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
   const Cut c(p, threads, outputs, lanes, element);
@@ -132,8 +134,9 @@ inline Cost cost(const Problem& p, int threads, int64_t outputs, int64_t lanes) 
   const double filters = f * channels * columns, inputs = f * tiles * channels, sums = f * tiles * columns;
 
   Cost cost;
-  cost.flops = 2 * sums * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
-  cost.moved = e * channels * columns * ((c.by_panels ? 2 : 1) * f + double((p.packed ? 1 : 3) * c.taps)) +
+  const double busy = c.by_panels ? std::max(tiles, waiting_tiles * e * double(lanes)) / tiles : 1;
+  cost.flops = 2 * sums * busy * (channels + sum_overhead * double(divide_up(c.channels, depth_chunk)));
+  cost.moved = e * channels * columns * (f + double((p.packed ? 1 : 3) * c.taps)) +
                e * tiles * round(c.channels) * (planes ? 4 : 2) * f * (c.by_panels ? threads : 1) +
                e * tiles * columns * (f + (planes ? 3 : 1) * m2);
   if (c.by_panels) {

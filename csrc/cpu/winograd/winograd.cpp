@@ -20,6 +20,10 @@
 //               what F(4x4)'s U holds. As U itself they came from memory at 20 to 40 GB/s, 36 numbers a filter: on two
 //               Zen 5 cores, batch 1, cold, 256@14 0.41 ms and now 0.34, 512@14 1.46 and 1.33, 512@28 3.15 and 2.90,
 //               128@28 0.28 and 0.20, 64@56 0.21 and 0.19 (F(4x4)); F(2x2) of 512@7 0.66 and 0.65 (2026-11-23).
+//   ahead       the taps of a thread's next panel, and what the next stage of a plan reads, come into L2 line by line
+//               with the products (later.h). Where the transform waited for them, cold, in turns on two Zen 5 cores:
+//               F(2x2) of 512@7 0.66 to 0.82 ms and now 0.49 to 0.51, F(4x4) of 512@14 1.27 to 1.44 and 0.99, 256@14
+//               0.36 to 0.48 and 0.31 (2026-11-23).
 //   dilated     by d x d: every d-th row and column, from one of the first d, is a convolution of its own (cut.h).
 //               Zen 5, both cores, ms: 256@28 by 2 0.89 (igemm 2.02, torch 3.34), 512@28 by 2 3.43 (7.81, 13.1), by
 //               4 3.48 (7.82, 12.8); in NCHW, where rows are staged number by number, 4.1 (im2col 9.0, torch 7.6 to
@@ -57,6 +61,7 @@
 
 #include "cpu/conv2d/pack.h"
 #include "cpu/epilogue.h"
+#include "later.h"
 #include "shape.h"
 #include "simd/transpose.h"
 
@@ -135,9 +140,10 @@ class Winograd {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
         transform_input(mine, first, last);
+        Later later({}, next_share(b, s_.blocks), P::frequencies * s_.panels * strips(last - first) * s_.chunks);
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
-            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel));
+            multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel), later);
         tiling_.each_run(first, last, [&](const Run& run) {
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             output(mine, run, panel, mine.sums + (run.tile - first) * s_.sum_row + panel * s_.width);
@@ -157,6 +163,7 @@ class Winograd {
   void run_by_panels() const {
     parallel_(s_.panels, [&](int64_t begin, int64_t end, int thread) {
       const Own mine = own(thread);
+      int64_t part = begin * s_.chunks;
       point_rows(mine, mine.input, s_.tiles);
       for (int64_t first = begin; first < end; first += s_.group) {
         const int64_t last = std::min(first + s_.group, end);
@@ -166,9 +173,11 @@ class Winograd {
                            [&](const Run& run) { input(mine, run, c, mine.input + run.tile * s_.input_row); });
           for (int64_t panel = first; panel < last; ++panel) {
             filter(mine, panel, c, depth, mine.filter);
+            Later later(following(panel, c, first, last, end), next_share(part++, s_.panels * s_.chunks),
+                        P::frequencies * strips(s_.tiles));
             for (int64_t f = 0; f < P::frequencies; ++f)
-              multiply(mine, f, s_.tiles, panel, (panel - first) * s_.width, c, depth,
-                       mine.filter + f * s_.filter_step);
+              multiply(mine, f, s_.tiles, panel, (panel - first) * s_.width, c, depth, mine.filter + f * s_.filter_step,
+                       later);
           }
         }
         tiling_.each_run(0, s_.tiles, [&](const Run& run) {
@@ -177,6 +186,27 @@ class Winograd {
         });
       }
     });
+  }
+
+  // One of `shares` shares of what the calls after this one read.
+  Bytes next_share(int64_t share, int64_t shares) const {
+    const int64_t bytes = divide_up(args_.next_bytes, shares);
+    return {static_cast<const char*>(args_.next) + share * bytes, bytes};
+  }
+
+  // The packed taps that a thread reads after those of channels from c on of `panel`, in the group [first, last).
+  Bytes following(int64_t panel, int64_t c, int64_t first, int64_t last, int64_t end) const {
+    if (++panel == last) {
+      c += depth_chunk;
+      if (c < s_.channels)
+        panel = first;
+      else
+        c = 0;
+    }
+    if (!p_.packed || panel == end) return {};
+    const int64_t elements = s_.taps * std::min(depth_chunk, s_.channels - c) * s_.vectors(panel) * lanes;
+    return {reinterpret_cast<const char*>(static_cast<const A*>(args_.packed) + packed_at(panel, c)),
+            elements * static_cast<int64_t>(sizeof(A))};
   }
 
   void point_rows(const Own& mine, const A* input, int64_t tiles) const {
@@ -225,9 +255,11 @@ class Winograd {
                        s_.input_step);
   }
 
+  int64_t strips(int64_t tiles) const { return divide_up(tiles, s_.strip); }
+
   // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
   void multiply(const Own& mine, int64_t f, int64_t tiles, int64_t panel, int64_t column, int64_t first, int64_t depth,
-                const A* filter) const {
+                const A* filter, Later& later) const {
     const int vectors = s_.vectors(panel);
     PixelTile<A> tile;
     tile.taps = 1;
@@ -236,9 +268,9 @@ class Winograd {
     tile.residual = nullptr;
     tile.clamped = tile.stream = false;
     tile.last = lanes;
-    const int64_t strips = divide_up(tiles, s_.strip);
-    for (int64_t s = 0; s < strips; ++s) {
-      const int64_t begin = s * tiles / strips, end = (s + 1) * tiles / strips;
+    const int64_t count = strips(tiles);
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t begin = s * tiles / count, end = (s + 1) * tiles / count;
       tile.rows = mine.input_rows + begin;
       tile.out = mine.sum_rows + begin;
       const PixelTileFunction<A> function = tile_function<A>(static_cast<int>(end - begin), vectors);
@@ -246,7 +278,7 @@ class Winograd {
         tile.run = std::min(depth_chunk, first + depth - c);
         tile.offset = f * s_.input_step + c - first;
         tile.weights = filter + (c - first) * vectors * lanes;
-        tile.ahead = {reinterpret_cast<const char*>(tile.weights)};  // all of it is at hand
+        tile.ahead = later.share(tile.run, tile.weights);
         tile.sums = c > 0 ? tile.out : nullptr;
         function(tile);
       }
