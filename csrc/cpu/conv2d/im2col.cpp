@@ -239,7 +239,7 @@ struct Product {
         const Target to = in_place() && count == wide && at + count <= pixels
                               ? target((k.f0 + f) / pixels, k.g * cut.rows + row, at)
                               : Target{k.sums, columns};
-        tile(k.depth, k.left + row * k.depth, height, right, wide, to.sums, to.step, false);
+        tile(k.depth, k.left + row * k.depth, height, right, wide, to.sums, to.step, false, Ahead::none(right));
         if (to.sums == k.sums) put(k.from, k.g * cut.rows + row, height, k.f0 + f, count, k.sums, columns);
       }
     }
@@ -271,7 +271,7 @@ struct Product {
           const int64_t height = panels.rows(m), row = m * panels.height;
           tile_for<A>(height, wide / Vec<A>::lanes)(deep, k.left + row * k.depth + d * height, height, right, wide,
                                                     k.sums + (row - k.first * panels.height) * sum_step + f, sum_step,
-                                                    d > 0);
+                                                    d > 0, Ahead::none(right));
         }
       }
     }

@@ -9,9 +9,8 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 
-#include "core/integers.h"
+#include "ahead.h"
 #include "core/machine.h"
 #include "simd/fma_into.h"
 #include "simd/stream.h"
@@ -23,7 +22,6 @@ inline constexpr int tile_vectors = 2;
 // Registers left beside the accumulators: the weights, one broadcast, and one to spare where the file is large.
 inline constexpr int tile_rows = (vector_registers - tile_vectors - 1) / tile_vectors;
 inline constexpr int max_tile_rows = tile_vectors * tile_rows;
-inline constexpr int for_reading = 0, into_l2 = 2;  // of __builtin_prefetch
 
 // Where a tile's sums go and what is done to them on the way.
 template <class A>
@@ -38,28 +36,6 @@ struct TileEnd {
   A low, high;
   int last;     // lanes of the last vector that exist
   bool stream;  // out passes the caches by; its registers are whole and aligned
-};
-
-// What later tiles read, brought into L2 with every step of a tile: a burst of misses before the first step would hold
-// up the tile's own loads.
-struct Ahead {
-  const char* at;
-  int64_t step = 0;                                   // bytes from one step's line to the next's
-  int64_t run = std::numeric_limits<int64_t>::max();  // after so many steps of a tap
-  int64_t jump = 0;                                   // it goes on so many bytes further
-
-  // One of `shares` equal shares of `bytes` bytes from `at` on, for a tile of `steps` steps.
-  static Ahead range(const char* at, int64_t bytes, int64_t share, int64_t shares, int64_t steps) {
-    const int64_t part = divide_up(bytes, shares);
-    return {at + share * part, divide_up(part, steps)};
-  }
-  // One of `shares` equal shares of `count` pieces of `bytes` bytes that lie `apart` bytes apart, for a tile of one
-  // tap.
-  static Ahead pieces(const char* at, int64_t count, int64_t bytes, int64_t apart, int64_t share, int64_t shares,
-                      int64_t steps) {
-    const int64_t part = divide_up(count, shares), run = divide_up(steps, part), step = divide_up(bytes, run);
-    return {at + share * part * apart, step, run, apart - run * step};
-  }
 };
 
 // E: what rows and weights hold.

@@ -38,9 +38,12 @@ template <class A, int Rows, int Vectors, class Next>
 }
 
 template <class A, int Rows, int Vectors>
-void tile(int64_t depth, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c, int64_t c_step, bool add) {
-  multiply<A, Rows, Vectors>(depth, a, a_step, c, c_step, add,
-                             [&]() __attribute__((always_inline)) { return std::exchange(b, b + b_step); });
+void tile(int64_t depth, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c, int64_t c_step, bool add,
+          Ahead ahead) {
+  multiply<A, Rows, Vectors>(depth, a, a_step, c, c_step, add, [&]() __attribute__((always_inline)) {
+    __builtin_prefetch(std::exchange(ahead.at, ahead.at + ahead.step), for_reading, into_l2);
+    return std::exchange(b, b + b_step);
+  });
 }
 
 template <class A, int Rows, int Vectors>

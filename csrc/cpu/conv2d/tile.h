@@ -1,7 +1,7 @@
 // The register tile of the NCHW kernels and of the weight gradients: an outer product summed over `depth` steps.
 #pragma once
 
-#include "core/integers.h"
+#include "ahead.h"
 #include "simd/vec.h"
 
 namespace fastconv::FASTCONV_ISA {
@@ -14,10 +14,10 @@ struct Tile {
   static constexpr int rows = this_isa == Isa::avx512 ? 14 : 6;
 };
 
-// c[i][j] = sum over d of a[d·a_step + i] · b[d·b_step + j], added to c when `add` is set.
+// c[i][j] = sum over d of a[d·a_step + i] · b[d·b_step + j], added to c when `add` is set. `ahead` is one range.
 template <class A>
 using TileFunction = void (*)(int64_t depth, const A* a, int64_t a_step, const A* b, int64_t b_step, A* c,
-                              int64_t c_step, bool add);
+                              int64_t c_step, bool add, Ahead ahead);
 
 // The same with row d of b at b + at[d], and nothing to add to.
 template <class A>

@@ -12,6 +12,9 @@
 // Measured (Zen 4, one of 2 cores, AVX-512, f32, batch 1, 2026-11-22), channels_last / planes: 3x3 64@56 102 / 96,
 // 256@56 103 / 100, 512@7 65 / 62, 1x1 256->64@56 112 / 90, 7x7 stem 88 / 82 GFLOP/s; PyTorch's better layout on the
 // same layers 108, 106, 18, 95, 93.
+// A task that reads whole pixels fetches the next block's line by line with its tiles (ahead.h). Before, few columns or
+// filters waited for memory: batch 8, two Zen 5 cores, in turns, 2026-11-23, ms before, now and torch's channels_last:
+// 3->64@224 9.5, 5.3, 6.9; 1x1 16->96@112 2.5, 1.1, 1.8; 256->64@56 2.8, 2.0, 2.4; 64->256@56 2.65, 2.3, 3.4.
 // Loses to depthwise kernels where a group has few channels: a tile of 14 x 32 is then mostly empty.
 #include "wgrad.h"
 

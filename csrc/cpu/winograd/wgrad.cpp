@@ -215,7 +215,7 @@ class WinogradGradient {
       for (int64_t row = 0; row < filters; row += s_.height)
         tile_for<A>(std::min(s_.height, filters - row), divide_up(channels, lanes))(
             chunk.tiles, from.dy + f * s_.dy_step + k + row, s_.dy_row, from.x + f * s_.x_step + c, s_.x_row,
-            mine.sums + f * s_.sum_step + row * s_.width, s_.width, false);
+            mine.sums + f * s_.sum_step + row * s_.width, s_.width, false, Ahead::none(from.x));
 
     for (int64_t row = 0; row < filters; ++row)
       for (int64_t i = 0; i < channels; i += lanes) {
