@@ -186,7 +186,7 @@ class _Fused(torch.autograd.Function):
             y = _normalize(call, z, stats, *affine, kept)
         else:
             matrix = rows.load("conv_gemm1x1")
-            norm = matrix.Norm(stats, *affine, call.eps, call.norm.activation)
+            norm = rows.load("prologue").Norm(stats, *affine, call.eps, call.norm.activation)
             y = _start(matrix.plan(call.second, x=z, w=pointwise, norm=norm))
         hidden = y if call.second is None and call.norm.activation == "relu" else None
         ctx.save_for_backward(x, weight, norm_weight, norm_bias, pointwise, z, stats, *affine, hidden)

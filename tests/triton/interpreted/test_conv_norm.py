@@ -12,13 +12,15 @@ import torch
 from fastconv import functional
 from fastconv.functional import conv_norm
 from fastconv.kernels import triton as rows
-from fastconv.kernels.triton import configure, moments
+from fastconv.kernels.triton import configure, moments, prologue
 from fastconv.problem import Problem
 from fastconv.testing import fuzz, guard, inputs
 
 from .tiles import small_tile
 
 EPS = 1e-3
+SLOPE = 0.1
+ACTIVATIONS = ("relu", "none", "silu", "relu6", "leaky_relu", "hardswish", "sigmoid", "gelu")
 RANDOM = 100
 MAX_FLOPS, MAX_PIXELS = 3e5, 500
 MEASURED = (
@@ -31,14 +33,21 @@ MEASURED = (
     ("conv_gemm1x1", "n1c33h9w5_k35r1s1_u2x3_f32nchw_bias"),
     ("conv_gemm1x1", "n3c16h5w5_k16r1s1_bf16nhwc_relu"),
 )
-# Strides, tails, layouts, epilogues, slices, depth of one channel.
+# Strides, tails, layouts, epilogues, slices, depth of one channel; behind an implicit product also padding, groups,
+# dilation, taps numbered with their channels and in blocks.
 NORMED = (
-    "n2c17h7w6_k19r1s1_f32nhwc",
-    "n1c33h9w5_k35r1s1_u2x3_f16nchw_bias_relu",
-    "n3c16h5w5_k16r1s1_bf16nhwc_bias_res_silu",
-    "n1c1h7w9_k3r1s1_f32nchw_res",
-    "n2c40h4w9_k21r1s1_u2_f16nhwc_out3of29",
-    "n2c18h5w7_k33r1s1_bf16nchw_bias_hardswish",
+    ("conv_gemm1x1", "n2c17h7w6_k19r1s1_f32nhwc"),
+    ("conv_gemm1x1", "n1c33h9w5_k35r1s1_u2x3_f16nchw_bias_relu"),
+    ("conv_gemm1x1", "n3c16h5w5_k16r1s1_bf16nhwc_bias_res_silu"),
+    ("conv_gemm1x1", "n1c1h7w9_k3r1s1_f32nchw_res"),
+    ("conv_gemm1x1", "n2c40h4w9_k21r1s1_u2_f16nhwc_out3of29"),
+    ("conv_gemm1x1", "n2c18h5w7_k33r1s1_bf16nchw_bias_hardswish"),
+    ("conv_fprop", "n2c5h7w9_k19r3s2_u2x1_p1_f32nhwc"),
+    ("conv_fprop", "n1c16h6w5_k17r3s2_p2x1_f16nhwc_bias_res_relu"),
+    ("conv_fprop", "n2c12h6w5_k34r2s3_p1_g2_f32nchw_out3of41"),
+    ("conv_fprop", "n1c33h9w8_k17r2s3_u3x2_p0:2x1:0_d1x2_bf16nchw_bias_silu"),
+    ("conv_fprop", "n2c4h5w4_k8r3s3_p1_g4_f16nchw"),
+    ("conv_fprop", "n1c7h4w6_k5r1s1_p1x2_bf16nhwc"),
 )
 
 
@@ -73,26 +82,26 @@ def check_moments(file, problem: Problem, number: int) -> None:
     assert ((stats.tensor[1] - variance).abs() <= allowed).all(), f"{case}: variance"
 
 
-def check_norm(problem: Problem, number: int) -> None:
+def check_norm(file: str, problem: Problem, number: int) -> None:
     """Bit by bit what the kernel computes of a normalised tensor in memory."""
-    module, activation = rows.load("conv_gemm1x1"), ("relu", "none")[number % 2]
+    module, activation = rows.load(file), ACTIVATIONS[number % len(ACTIVATIONS)]
     operands = inputs.make(problem, number, integer=False).named(problem)
     generator = torch.Generator().manual_seed(number)
     stats = torch.rand(2, problem.c, generator=generator) * 3
     weight, bias = (torch.randn(problem.c, generator=generator) for _ in range(2))
     weight, bias = (weight, bias) if number % 3 else (None, None)
     text = f"batchnorm2d_n{problem.n}c{problem.c}h{problem.h.size}w{problem.w.size}_{problem.dtype}{problem.layout}"
-    before = Problem(text).replace(activation=activation)
+    before = Problem(text).replace(activation=activation, alpha=SLOPE if activation == "leaky_relu" else 0.0)
     affine = {"w": weight, "bias": bias, "mean": stats[0], "variance": stats[1], "eps": EPS}
     out, expected = (inputs.guarded_output(problem, number % 16) for _ in range(2))
     guarded = {name: guard.guarded(t, number % 16) for name, t in operands.items()}
-    norm = module.Norm(guard.guarded(stats), weight, bias, EPS, activation)
+    norm = prologue.Norm(guard.guarded(stats), weight, bias, EPS, activation, before.alpha)
     with configure.forced(small_tile(problem, number)):
         hidden = run(rows.load("norm_fprop").plan(before, x=operands["x"], **affine))
         run(module.plan(problem, **operands | {"x": hidden}, out=expected.buffer))
         run(module.plan(problem, **guarded, norm=norm, out=out.buffer))
-    assert out.violation() is None, f"{problem}, {number=}: {out.violation()}"
-    assert torch.equal(out.tensor, expected.tensor), f"{problem}, {number=}"
+    assert out.violation() is None, f"{file} on {problem}, {number=}: {out.violation()}"
+    assert torch.equal(out.tensor, expected.tensor), f"{file} on {problem}, {number=}"
 
 
 @pytest.mark.parametrize(("file", "text"), MEASURED)
@@ -101,10 +110,15 @@ def test_statistics_are_those_of_what_was_stored(file, text, number):
     check_moments(file, Problem(text), number)
 
 
-@pytest.mark.parametrize("text", NORMED)
+@pytest.mark.parametrize(("file", "text"), NORMED)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_norm_on_the_way_is_one_in_memory(text, number):
-    check_norm(Problem(text), number)
+def test_a_norm_on_the_way_is_one_in_memory(file, text, number):
+    check_norm(file, Problem(text), number)
+
+
+@pytest.mark.parametrize("number", range(3, 8))
+def test_every_activation_on_the_way_is_one_in_memory(number):
+    check_norm("conv_fprop", Problem("n1c5h6w5_k6r3s2_p1_f32nhwc"), number)
 
 
 def test_a_product_takes_a_norm_and_measures():
@@ -112,7 +126,7 @@ def test_a_product_takes_a_norm_and_measures():
     problem, module = Problem("n2c17h7w6_k19r1s1_f32nhwc"), rows.load("conv_gemm1x1")
     operands = inputs.make(problem, 0, integer=False).named(problem)
     given, stats = torch.rand(4, 17), torch.empty(2, 19)
-    norm = module.Norm(given[:2], given[2], given[3], EPS, "relu")
+    norm = prologue.Norm(given[:2], given[2], given[3], EPS, "relu")
     with configure.forced(configure.Tile(16, 16, 16)):
         y = run(module.plan(problem, **operands, norm=norm, stats=stats))
     assert torch.allclose(stats[0], y.mean((0, 2, 3)), atol=1e-5)
@@ -142,19 +156,18 @@ def test_pieces_are_merged_in_double_in_as_many_levels_as_needed(most, monkeypat
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["conv_fprop", "conv_gemm1x1", "norm"])
+@pytest.mark.parametrize("kind", ["conv_fprop", "conv_gemm1x1", "normed conv_fprop", "normed conv_gemm1x1"])
 def test_random_problems(kind):
     rng, found = random.Random(kind), 0
-    module = rows.load("conv_fprop" if kind == "conv_fprop" else "conv_gemm1x1")
+    file = kind.split()[-1]
+    module = rows.load(file)
     while found < RANDOM:
-        problem = fuzz.random_problem(rng, max_flops=MAX_FLOPS, pass_="fprop", pointwise=kind != "conv_fprop")
+        problem = fuzz.random_problem(rng, max_flops=MAX_FLOPS, pass_="fprop", pointwise=file != "conv_fprop")
         pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
         if problem.dtype == "f64" or pixels > MAX_PIXELS or module.refuses(problem) is not None:
             continue
-        if kind == "norm":
-            check_norm(problem, found)
-        else:
-            check_moments(kind, problem, found)
+        check = check_norm if kind.startswith("normed") else check_moments
+        check(file, problem, found)
         found += 1
 
 
