@@ -1,6 +1,4 @@
-"""Convolutions beside a training batch norm: its statistics from the epilogue, its apply on the way into a 1x1, and the
-function of both with its gradients.
-"""
+"""Convolutions beside a training batch norm: its statistics from the epilogue, its apply on the way into the next."""
 
 from __future__ import annotations
 
@@ -9,8 +7,6 @@ import random
 import pytest
 import torch
 
-from fastconv import functional
-from fastconv.functional import conv_norm
 from fastconv.kernels import triton as rows
 from fastconv.kernels.triton import configure, moments, prologue
 from fastconv.problem import Problem
@@ -169,93 +165,3 @@ def test_random_problems(kind):
         check = check_norm if kind.startswith("normed") else check_moments
         check(file, problem, found)
         found += 1
-
-
-@pytest.fixture
-def fused(monkeypatch):
-    """The kernels of GPUs, interpreted for CPU tensors."""
-    monkeypatch.setattr(conv_norm, "DEVICES", ("cpu",))
-
-
-def composed(x, w, mean, variance, scale, shift, residual=None, pointwise=None, activation="none", **geometry):
-    """The same by torch's functions."""
-    f = torch.nn.functional
-    y = f.batch_norm(f.conv2d(x, w, None, **geometry), mean, variance, scale, shift, True, 0.3, EPS)
-    y = y if residual is None else y + residual
-    y = y.relu() if activation == "relu" else y
-    return y if pointwise is None else f.conv2d(y, pointwise)
-
-
-GEOMETRIES = {
-    "dense": {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
-    "grouped": {"groups": 3},
-    "pointwise": {"stride": (1, 2)},
-}
-
-
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("behind", ["nothing", "residual", "pointwise"])
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_the_function_and_its_gradients_are_torchs_in_double(geometry, behind, format, fused):
-    options, activation = GEOMETRIES[geometry], "none" if geometry == "grouped" else "relu"
-    window = (1, 1) if geometry == "pointwise" else (3, 2)
-    x, w = torch.randn(2, 6, 8, 7).to(memory_format=format), torch.randn(9, 6 // options.get("groups", 1), *window)
-    extra = {}
-    if behind == "residual":
-        extra["residual"] = torch.randn_like(torch.nn.functional.conv2d(x, w, None, **options))
-    elif behind == "pointwise":
-        extra["pointwise"] = torch.randn(5, 9, 1, 1)
-    leaves = {"x": x, "w": w, "scale": torch.rand(9) + 0.5, "shift": torch.randn(9), **extra}
-    results = []
-    for function, dtype in ((functional.conv2d_batch_norm, torch.float32), (composed, torch.float64)):
-        own = {name: t.detach().to(dtype).requires_grad_() for name, t in leaves.items()}
-        running = torch.zeros(9, dtype=dtype), torch.ones(9, dtype=dtype)
-        first, more = list(own.values())[:2], {name: own[name] for name in extra}
-        ours = {"momentum": 0.3, "eps": EPS} if function is not composed else {}
-        y = function(*first, *running, own["scale"], own["shift"], **options, activation=activation, **more, **ours)
-        probe = torch.linspace(-1, 1, y.numel(), dtype=dtype).view(y.shape)
-        results.append((y, *running, *torch.autograd.grad(y, list(own.values()), probe)))
-    for mine, exact in zip(*results, strict=True):
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=5e-5)
-    assert results[0][0].stride() == results[1][0].stride()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_runs_in_its_dtype_with_parameters_of_float(dtype, fused):
-    x, w, p = torch.randn(2, 6, 8, 7), torch.randn(9, 6, 3, 2, requires_grad=True), torch.randn(5, 9, 1, 1)
-    scale, shift, mean, variance = torch.rand(9) + 0.5, torch.randn(9), torch.zeros(9), torch.ones(9)
-    with torch.autocast("cpu", dtype=dtype):
-        y = functional.conv2d_batch_norm(x, w, mean, variance, scale, shift, pointwise=p, activation="relu")
-    expected = composed(x, w, None, None, scale, shift, pointwise=p, activation="relu")
-    assert y.dtype == dtype and mean.abs().sum() > 0
-    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.1)
-    (gradient,) = torch.autograd.grad(y.sum(), w)
-    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
-
-
-def test_frozen_and_missing_parameters(fused):
-    """What needs no gradient gets none, and absent parameters and statistics are allowed."""
-    x, w = torch.randn(2, 3, 5, 4), torch.randn(4, 3, 3, 3, requires_grad=True)
-    y = functional.conv2d_batch_norm(x, w, None, None)
-    expected = torch.nn.functional.batch_norm(torch.nn.functional.conv2d(x, w), None, None, training=True)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    for mine, exact in zip(*(torch.autograd.grad((t**2).sum() + t[0].sum(), w) for t in (y, expected)), strict=True):
-        torch.testing.assert_close(mine, exact, rtol=1e-3, atol=1e-3)
-
-
-def test_bad_input_is_named(fused):
-    x, w = torch.randn(2, 4, 5, 5), torch.randn(6, 4, 3, 3)
-    call = functional.conv2d_batch_norm
-    for error, part, arguments, options in (
-        (ValueError, "'tanh'", (x, w), {"activation": "tanh"}),
-        (ValueError, "give one of them", (x, w), {"residual": x, "pointwise": w}),
-        (ValueError, r"more than one value a channel.*\(1, 6, 1, 1\)", (x[:1, :, :3, :3], w), {}),
-        (RuntimeError, r"weight has shape \(6, 5, 3, 3\), but C=4 in 1 groups", (x, torch.randn(6, 5, 3, 3)), {}),
-        (RuntimeError, "weight is torch.float16", (x, w.half()), {}),
-        (RuntimeError, r"residual has shape \(2, 6, 5, 5\)", (x, w), {"residual": torch.randn(2, 6, 5, 5)}),
-        (RuntimeError, r"pointwise has shape \(3, 5, 1, 1\)", (x, w), {"pointwise": torch.randn(3, 5, 1, 1)}),
-        (RuntimeError, r"norm_weight has shape \(5,\)", (x, w), {"norm_weight": torch.ones(5)}),
-        (RuntimeError, r"running_mean has shape \(7,\)", (x, w), {"mean": torch.ones(7)}),
-    ):
-        with pytest.raises(error, match=part):
-            call(*arguments, options.pop("mean", None), None, **options)
