@@ -123,6 +123,17 @@ def test_the_result_takes_torchs_layout_of_the_filters():
         for behind in (None, second, second.to(memory_format=last)):
             y = functional.conv2d_batch_norm(x, filters, None, None, second=behind)
             assert y.stride() == composed(x, filters, None, None, None, None, second=behind).stride()
+    # A norm of one channel lies as NCHW, wherever the convolution's result lay.
+    x, w, second = x.to(memory_format=last), torch.randn(1, 3, 2, 2), torch.randn(5, 1, 2, 2)
+    y = functional.conv2d_batch_norm(x, w, None, None, second=second)
+    assert y.stride() == composed(x, w, None, None, None, None, second=second).stride()
+
+
+def test_what_backward_keeps_has_no_gradient():
+    x, w = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(4, 3, 2, 2)
+    geometry = [1, 1, 0, 0, 0, 0, 1, 1, 1]
+    results = torch.ops.fastconv.conv2d_batch_norm(x, w, None, None, None, None, geometry, [], EPS, "relu", 0.0)
+    assert [t.requires_grad for t in results] == [True, False, False]
 
 
 def test_a_second_convolution_gives_the_bits_of_a_stored_norm():
