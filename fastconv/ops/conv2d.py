@@ -26,18 +26,18 @@ def _suggests_when_dense(t: Tensor) -> bool:
     return any(size != 1 for size in t.shape[1:])
 
 
-def _channels_last(x: Tensor, weight: Tensor) -> bool:
+def gives_channels_last(x: Tensor, weight: Tensor) -> bool:
     """torch's rule for the layout of a result, as ``result_layout`` in csrc/bindings/conv_problem.cpp states it."""
     if not _suggests(x) and not _suggests(weight):
         return False
     return _suggests_when_dense(x) or _suggests_when_dense(weight)
 
 
-def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+def empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
     return like.new_empty(shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _fprop_shape(x, weight, stride, padding, dilation, groups) -> list[int]:
+def fprop_shape(x, weight, stride, padding, dilation, groups) -> list[int]:
     """The result's shape; a RuntimeError, as csrc/bindings/conv_problem.cpp has it, where the filter does not fit."""
     taken = weight.shape[1] * groups
     torch._check(
@@ -67,23 +67,23 @@ def _moved(x, weight, stride, padding, dilation, i: int) -> int:
 @torch.library.register_fake("fastconv::conv2d")
 def _(x, weight, bias, stride, padding, dilation, groups, channels_last=None):
     if channels_last is None:
-        channels_last = _channels_last(x, weight)
-    return _empty(x, _fprop_shape(x, weight, stride, padding, dilation, groups), channels_last)
+        channels_last = gives_channels_last(x, weight)
+    return empty(x, fprop_shape(x, weight, stride, padding, dilation, groups), channels_last)
 
 
 @torch.library.register_fake("fastconv::conv2d_act")
 def _(x, weight, bias, residual, stride, padding, dilation, groups, activation, alpha):
-    shape = _fprop_shape(x, weight, stride, padding, dilation, groups)
-    return _empty(x, shape, _channels_last(x, weight))
+    shape = fprop_shape(x, weight, stride, padding, dilation, groups)
+    return empty(x, shape, gives_channels_last(x, weight))
 
 
 @torch.library.register_fake("fastconv::conv2d_dgrad")
 def _(dy, weight, bias, input_size, stride, padding, dilation, groups, channels_last=None):
     if channels_last is None:
-        channels_last = _channels_last(dy, weight)
-    return _empty(dy, [dy.shape[0], weight.shape[1] * groups, *input_size], channels_last)
+        channels_last = gives_channels_last(dy, weight)
+    return empty(dy, [dy.shape[0], weight.shape[1] * groups, *input_size], channels_last)
 
 
 @torch.library.register_fake("fastconv::conv2d_wgrad")
 def _(dy, x, kernel_size, stride, padding, dilation, groups, channels_last):
-    return _empty(dy, [dy.shape[1], x.shape[1] // groups, *kernel_size], channels_last)
+    return empty(dy, [dy.shape[1], x.shape[1] // groups, *kernel_size], channels_last)

@@ -11,7 +11,7 @@ from fastconv import dispatch as dispatch  # installs the planner the operators 
 _ARITHMETIC = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def _like(x: Tensor) -> Tensor:
+def as_normalized(x: Tensor) -> Tensor:
     """torch's layout of a result: contiguous where the input is, else what it suggests."""
     format = torch.contiguous_format if x.is_contiguous() else suggest_memory_format(x)
     return torch.empty_like(x, memory_format=format)
@@ -28,12 +28,12 @@ def _as_x(x: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastconv::batch_norm_inference")
 def _(x, weight, bias, running_mean, running_var, eps):
-    return _like(x)
+    return as_normalized(x)
 
 
 @torch.library.register_fake("fastconv::batch_norm_train")
 def _(x, weight, bias, running_mean, running_var, momentum, eps):
-    return _like(x), _pair(x)
+    return as_normalized(x), _pair(x)
 
 
 @torch.library.register_fake("fastconv::batch_norm_dgrad")

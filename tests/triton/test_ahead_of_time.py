@@ -15,7 +15,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv.kernels import triton as rows  # noqa: E402
-from fastconv.kernels.triton import configure, dw_pw  # noqa: E402
+from fastconv.kernels.triton import configure, dw_pw, prologue  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
 
@@ -178,26 +178,33 @@ def test_two_convolutions_in_one_kernel_compile_without_spills(text, behind, arc
 
 @pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("file", "text", "normed"),
+    ("file", "text", "before"),
     [
-        ("conv_fprop", "n32c128h28w30_k128r3s3_p1_bf16nhwc", False),
-        ("conv_fprop", "n32c64h56w54_k64r3s3_u2_p1_tf32nhwc", False),
-        ("conv_fprop", "n8c64h28w30_k64r3s3_p1_f32nchw", False),
-        ("conv_gemm1x1", "n32c256h56w54_k64r1s1_f16nhwc", False),
-        ("conv_gemm1x1", "n32c64h56w54_k256r1s1_bf16nhwc", True),
-        ("conv_gemm1x1", "n32c512h14w18_k2048r1s1_f16nhwc", True),
-        ("conv_gemm1x1", "n32c128h28w30_k512r1s1_tf32nhwc", True),
-        ("conv_gemm1x1", "n8c64h28w30_k256r1s1_f32nchw", True),
+        ("conv_fprop", "n32c128h28w30_k128r3s3_p1_bf16nhwc", None),
+        ("conv_fprop", "n32c64h56w54_k64r3s3_u2_p1_tf32nhwc", None),
+        ("conv_fprop", "n8c64h28w30_k64r3s3_p1_f32nchw", None),
+        ("conv_gemm1x1", "n32c256h56w54_k64r1s1_f16nhwc", None),
+        ("conv_gemm1x1", "n32c64h56w54_k256r1s1_bf16nhwc", "relu"),
+        ("conv_gemm1x1", "n32c512h14w18_k2048r1s1_f16nhwc", "relu"),
+        ("conv_gemm1x1", "n32c128h28w30_k512r1s1_tf32nhwc", "relu"),
+        ("conv_gemm1x1", "n8c64h28w30_k256r1s1_f32nchw", "relu"),
+        ("conv_fprop", "n32c64h56w54_k64r3s3_p1_bf16nhwc", "relu"),
+        ("conv_fprop", "n32c128h28w30_k128r3s3_u2_p1_tf32nhwc", "relu"),
+        ("conv_fprop", "n32c512h7w9_k512r3s3_p1_f16nhwc", "relu"),
+        ("conv_fprop", "n32c24h28w30_k48r3s3_p1_f16nhwc", "relu"),
+        ("conv_fprop", "n8c64h28w30_k64r3s3_p1_f32nchw", "relu"),
+        ("conv_fprop", "n32c128h28w30_k128r3s3_p1_bf16nhwc", "gelu"),
+        ("conv_gemm1x1", "n32c128h28w30_k512r1s1_f16nhwc", "silu"),
     ],
 )
-def test_a_convolution_beside_a_training_norm_compiles_without_spills(file, text, normed, architecture, tmp_path):
+def test_a_convolution_beside_a_training_norm_compiles_without_spills(file, text, before, architecture, tmp_path):
     problem = Problem(text)
     module = rows.load(file)
     stats = torch.empty(2, problem.k, device="meta")
     norm = {}
-    if normed:
+    if before:
         given = torch.empty(4, problem.c, device="meta")
-        norm = {"norm": module.Norm(given[:2], given[2], given[3], 1e-5, "relu")}
+        norm = {"norm": prologue.Norm(given[:2], given[2], given[3], 1e-5, before)}
     operands = blank.operands(problem) | {"stats": stats} | norm
     check(module.plan(problem, architecture=architecture, **operands)[1], file, problem, architecture, tmp_path)
 

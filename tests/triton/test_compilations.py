@@ -19,6 +19,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from fastconv import registry  # noqa: E402
 from fastconv.kernels import triton as rows  # noqa: E402
 from fastconv.kernels.triton import launch as launching  # noqa: E402
+from fastconv.kernels.triton import prologue  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
 
@@ -91,6 +92,23 @@ def test_a_second_process_compiles_nothing(tmp_path):
         for shape in text
     ]
     assert done == ["1", "0"]
+
+
+@pytest.mark.parametrize("file", ["conv_fprop", "conv_gemm1x1"])
+def test_shapes_of_a_bucket_share_kernels_beside_a_training_norm(file, tmp_path):
+    """Of an epilogue that takes statistics, and behind a norm on the way, whatever its eps and slope."""
+    window = "r3s3_p1" if file == "conv_fprop" else "r1s1"
+    texts = [f"n{n}c128h{h}w30_k128{window}_bf16nhwc" for n, h in ((32, 28), (31, 29), (29, 27))]
+    with compiled(tmp_path) as anew:
+        for i, text in enumerate(texts):
+            problem = Problem(text)
+            given = torch.empty(4, 128, device="meta")
+            norm = prologue.Norm(given[:2], given[2], given[3], 1e-5 + i, "leaky_relu", 0.1 * i)
+            operands = blank.operands(problem) | {"stats": torch.empty(2, 128, device="meta"), "norm": norm}
+            for launch in rows.load(file).plan(problem, architecture=ARCHITECTURE, **operands)[1]:
+                launch.compile(ARCHITECTURE)
+            assert bool(anew) == (i == 0)
+            anew.clear()
 
 
 class FakeDriver:

@@ -4,7 +4,8 @@ A block computes BLOCK_M pixels x BLOCK_N filters of one group; blocks that shar
 comes from the second-level cache for all but the first. Bytes: x once for every ceil(K / BLOCK_N) from there, w once
 for every block of pixels, y once, with bias, residual and activation applied on the way and an optional channel slice
 as target; mean and variance of a training batch norm behind it are taken from the tiles as they are stored
-(``moments``). Every stride, dilation, padding and group size; both layouts; float exact, tf32, f16, bf16.
+(``moments``); one before it is applied to what is loaded, and the padding stays zero (``prologue``). Every stride,
+dilation, padding and group size; both layouts; float exact, tf32, f16, bf16.
 
 It loses where K / groups is below 16 (columns are padded to 16: depthwise has kernels of its own), for C = 3 (no
 vectors) and in NCHW (rows of pixels lie across the vectors of the product). It has not run on a GPU yet: it is
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure, moments
+from fastconv.kernels.triton import configure, moments, prologue
 from fastconv.kernels.triton.common import finish_map, image_row_column
 from fastconv.kernels.triton.igemm import accumulate
 from fastconv.kernels.triton.launch import (
@@ -36,7 +37,7 @@ def refuses(problem: Problem) -> str | None:
     return too_large(problem)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "eps", "norm_alpha"])
 def kernel(
     x,
     w,
@@ -44,6 +45,10 @@ def kernel(
     residual,
     out,
     partial,
+    mean,
+    variance,
+    norm_weight,
+    norm_bias,
     images,
     height,
     width,
@@ -60,6 +65,8 @@ def kernel(
     w_r,
     w_s,
     alpha,
+    eps,
+    norm_alpha,
     R: tl.constexpr,
     S: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -71,6 +78,10 @@ def kernel(
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     MOMENTS: tl.constexpr,
+    NORM: tl.constexpr,
+    NORM_WEIGHT: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    NORM_ACTIVATION: tl.constexpr,
     FLAT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -78,7 +89,10 @@ def kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """channels, filters: of one group. partial: with MOMENTS those of y, a piece for every tile of pixels."""
+    """channels, filters: of one group. partial: with MOMENTS those of y, a piece for every tile of pixels.
+
+    NORM: x is normalised on the way.
+    """
     tiles_n = tl.cdiv(filters, BLOCK_N)
     block = tl.program_id(0)
     group = block % (tiles_n * groups) // tiles_n
@@ -110,11 +124,21 @@ def kernel(
         0,
         R,
         S,
+        norm_weight,
+        norm_bias,
+        mean,
+        variance,
+        eps,
+        norm_alpha,
         DILATION_H,
         DILATION_W,
         1,
         1,
         CHANNELS_LAST,
+        NORM,
+        NORM_WEIGHT,
+        NORM_BIAS,
+        NORM_ACTIVATION,
         FLAT,
         EVEN,
         PRECISION,
@@ -156,15 +180,20 @@ def plan(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     stats: Tensor | None = None,
+    norm: prologue.Norm | None = None,
     architecture: int | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """The result, and the start that writes it; with ``stats``, (2, K) in float, also its mean and biased variance."""
+    """The result, and the start that writes it; with ``stats``, (2, K) in float, also its mean and biased variance.
+
+    norm: applied to x first.
+    """
     h, v = problem.h, problem.w
     y = written(problem, x, (problem.n, problem.k, h.out, v.out), out)
     channels, filters = problem.c // problem.groups, problem.k // problem.groups
     pixels, depth = problem.n * h.out * v.out, channels * h.window * v.window
     architecture = architecture or architecture_of(x)
-    tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture, channels)
+    deepest = prologue.DEPTH if norm else configure.DEPTHS[-1]
+    tile = configure.matrix_tile(problem.dtype, pixels, filters, depth, architecture, channels, deepest)
     tiles = configure.cdiv(pixels, tile.m)
     grid = (tiles * configure.cdiv(filters, tile.n) * problem.groups,)
     partial, merges = moments.taken(stats, tiles)
@@ -179,6 +208,7 @@ def plan(
         **epilogue_arguments(problem, y, problem.k, bias, residual),
         "partial": y if partial is None else partial,
         "MOMENTS": partial is not None,
+        **prologue.arguments(norm, x),
         **matrix_arguments(problem, channels, tile),
     }
     start = Launch(kernel, grid, arguments, tile.warps, tile.stages)

@@ -12,25 +12,12 @@ It loses for deep small maps, where a split of the depth would give more blocks,
 vectors. It has not run on a GPU yet: it is interpreted and compiled ahead of time.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastconv.kernels.triton import configure, moments
-from fastconv.kernels.triton.common import (
-    activate,
-    finish,
-    image_row_column,
-    narrow,
-    normalize,
-    offsets,
-    product,
-    rows_and_columns,
-    widen,
-)
+from fastconv.kernels.triton import configure, moments, prologue
+from fastconv.kernels.triton.common import finish, image_row_column, offsets, product, rows_and_columns
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
@@ -41,8 +28,6 @@ from fastconv.kernels.triton.launch import (
     written,
 )
 from fastconv.problem import Problem
-
-NORM_DEPTH = 32  # of a tile whose norm takes registers: of 64 ptxas 12.8 spilled masks, for sm_80 (2026-11)
 
 
 def refuses(problem: Problem) -> str | None:
@@ -59,7 +44,7 @@ def refuses(problem: Problem) -> str | None:
     return too_large(problem)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "eps"])
+@triton.jit(do_not_specialize=[*SIZES, "eps", "norm_alpha"])
 def kernel(
     source,
     filter,
@@ -83,6 +68,7 @@ def kernel(
     filter_column,
     alpha,
     eps,
+    norm_alpha,
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
     SAME: tl.constexpr,
@@ -134,10 +120,20 @@ def kernel(
         places = rows[:, None] + (k * channel_stride)[None, :]
         a = tl.load(source + places, mask=source_inside, other=0.0)
         if NORM:
-            value = normalize(
-                widen(a), norm_weight, norm_bias, mean, variance, k, k < depth, eps, NORM_WEIGHT, NORM_BIAS, True
+            a = prologue.normalized(
+                a,
+                norm_weight,
+                norm_bias,
+                mean,
+                variance,
+                k,
+                k < depth,
+                eps,
+                norm_alpha,
+                NORM_WEIGHT,
+                NORM_BIAS,
+                NORM_ACTIVATION,
             )
-            a = narrow(activate(value, 0.0, NORM_ACTIVATION), source.dtype.element_ty)
         weights = (k.to(tl.int64) * filter_depth)[:, None] + (column.to(tl.int64) * filter_column)[None, :]
         b = tl.load(filter + weights, mask=filter_inside, other=0.0)
         sums = product(a, b, sums, PRECISION)
@@ -161,17 +157,6 @@ def kernel(
         moments.store_tile(y, partial, pixel_tile, column, pixel_inside, column_inside, columns)
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm and its activation before a convolution. stats: (2, C), mean and biased variance; all in float."""
-
-    stats: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    activation: str
-
-
 def plan(
     problem: Problem,
     *,
@@ -182,7 +167,7 @@ def plan(
     residual: Tensor | None = None,
     out: Tensor | None = None,
     stats: Tensor | None = None,
-    norm: Norm | None = None,
+    norm: prologue.Norm | None = None,
     architecture: int | None = None,
 ) -> tuple[Tensor, list[Launch]]:
     """The result, and the start that writes it; with ``stats``, (2, K) in float, also its mean and biased variance.
@@ -196,7 +181,7 @@ def plan(
     result = written(problem, source, (problem.n, columns, h.out, v.out), out)
     pixels = problem.n * h.out * v.out
     architecture = architecture or architecture_of(source)
-    deepest = NORM_DEPTH if norm else configure.DEPTHS[-1]
+    deepest = prologue.DEPTH if norm else configure.DEPTHS[-1]
     tile = configure.matrix_tile(problem.dtype, pixels, columns, depth, architecture, deepest=deepest)
     tiles = configure.cdiv(pixels, tile.m)
     partial, merges = moments.taken(stats, tiles)
@@ -219,7 +204,7 @@ def plan(
         **epilogue_arguments(problem, result, columns, bias, residual),
         "partial": result if partial is None else partial,
         "MOMENTS": partial is not None,
-        **norm_arguments(norm, source),
+        **prologue.arguments(norm, source),
         "EVEN": depth % tile.k == 0,
         "PRECISION": precision(problem),
         "BLOCK_M": tile.m,
@@ -228,19 +213,3 @@ def plan(
     }
     start = Launch(kernel, (tiles * configure.cdiv(columns, tile.n),), arguments, tile.warps, tile.stages)
     return result if out is None else out, [start, *merges]
-
-
-def norm_arguments(norm: Norm | None, source: Tensor) -> dict[str, Any]:
-    """Absent operands are pointers that nobody reads."""
-    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    return {
-        "mean": source if norm is None else norm.stats[0],
-        "variance": source if norm is None else norm.stats[1],
-        "norm_weight": source if weight is None else weight,
-        "norm_bias": source if bias is None else bias,
-        "eps": 0.0 if norm is None else norm.eps,
-        "NORM": norm is not None,
-        "NORM_WEIGHT": weight is not None,
-        "NORM_BIAS": bias is not None,
-        "NORM_ACTIVATION": "none" if norm is None else norm.activation,
-    }

@@ -10,6 +10,7 @@ channels).
 import triton
 import triton.language as tl
 
+from fastconv.kernels.triton import prologue
 from fastconv.kernels.triton.common import product
 
 
@@ -35,11 +36,21 @@ def accumulate(
     first_s,
     taps_r,
     taps_s,
+    norm_weight,
+    norm_bias,
+    mean,
+    variance,
+    eps,
+    norm_alpha,
     ROW_STEP: tl.constexpr,
     COLUMN_STEP: tl.constexpr,
     R_STEP: tl.constexpr,
     S_STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    NORM: tl.constexpr,
+    NORM_WEIGHT: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    NORM_ACTIVATION: tl.constexpr,
     FLAT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -52,6 +63,7 @@ def accumulate(
     image, row, column: [BLOCK_M], where each pixel meets tap (0, 0); tap (t, u) lies ROW_STEP · t, COLUMN_STEP · u
     further and is multiplied by the filter's (first_r + R_STEP · t, first_s + S_STEP · u).
     column_offsets: [BLOCK_N], of the filter's columns. EVEN: channels are a multiple of BLOCK_K.
+    NORM: the source is normalised on the way (``prologue``).
     """
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     lines = image.to(tl.int64)[:, None]
@@ -89,6 +101,23 @@ def accumulate(
         else:
             places = (lines * total_channels + (first_channel + channel)[None, :]) * plane + y * width + x
         a = tl.load(source + places, mask=source_inside, other=0.0)
+        if NORM:
+            a = prologue.normalized(
+                a,
+                norm_weight,
+                norm_bias,
+                mean,
+                variance,
+                first_channel + channel,
+                channel < channels,
+                eps,
+                norm_alpha,
+                NORM_WEIGHT,
+                NORM_BIAS,
+                NORM_ACTIVATION,
+            )
+            # The padding is around the norm's result: zero there, and not what the norm makes of zero.
+            a = tl.where(source_inside, a, tl.zeros_like(a))
         taps = (first_r + t * R_STEP).to(tl.int64) * filter_r_stride + (first_s + u * S_STEP) * filter_s_stride
         rows = taps + channel.to(tl.int64) * filter_depth_stride
         b = tl.load(filter + rows[:, None] + column_offsets[None, :], mask=filter_inside, other=0.0)
