@@ -106,7 +106,7 @@ template <class T, int S, int Stride, int Rows, int Columns, bool Border>
   if (k.next) {
     constexpr int fetched = Columns * Stride;
     const T* next = k.next + x_at;
-    unroll<Rows * fetched>([&](auto q) __attribute__((always_inline)) {
+    unroll<Rows * Stride * fetched>([&](auto q) __attribute__((always_inline)) {
       __builtin_prefetch(next + q / fetched * k.x_row + at.step[q % fetched], for_reading, into_l2);
     });
   }
