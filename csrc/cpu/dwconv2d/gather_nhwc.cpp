@@ -18,9 +18,9 @@
 // 0.95, 1.05 0.88 · 96@112 stride 2 1.11 1.09, 0.93 0.97 · 384@14 1.17 1.35, 0.88 1.00 · 5x5
 // 672@14 1.50 1.56, 1.05 1.06. It loses where two threads share maps that are larger than L2 (32@112 at batch 8: both
 // wait for memory), and as AVX2, whose 16 registers hold one row, with one thread.
-// Of stride 2 only one of the two rows that a tile row brings was fetched: 96@112 at batch 8, two Zen 5 cores, ms before,
-// now and torch's channels_last, in turns (2026-11-23): 1.50 to 1.54, 1.08 to 1.34, 0.98 to 1.22; 144@56 0.56 to 0.57,
-// 0.40 to 0.51, 0.30 to 0.38.
+// Of stride 2 only one of the two rows that a tile row brings was fetched: 96@112 at batch 8, two Zen 5 cores, ms
+// before, now and torch's channels_last, in turns (2026-11-23): 1.50 to 1.54, 1.08 to 1.34, 0.98 to 1.22; 144@56 0.56
+// to 0.57, 0.40 to 0.51, 0.30 to 0.38.
 #include <type_traits>
 
 #include "core/machine.h"
