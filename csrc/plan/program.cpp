@@ -22,6 +22,7 @@ int64_t workspace_bytes(const Stage& stage, int threads) {
 void announce(const Stage& stage, Args& before) {
   const Step& step = stage.links.front();
   const Args& args = step.args;
+  if (!step.problem.is_conv()) return;
   before.next = args.packed ? args.packed : args.w;
   if (args.packed)
     before.next_bytes = step.kernel->body.packed(step.problem).bytes;

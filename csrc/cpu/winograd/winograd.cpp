@@ -23,7 +23,8 @@
 //   ahead       the taps of a thread's next panel, and what the next stage of a plan reads, come into L2 line by line
 //               with the products (conv2d/ahead.h). Where the transform waited for them, cold, in turns on two Zen 5
 //               cores: F(2x2) of 512@7 0.66 to 0.82 ms and now 0.49 to 0.51, F(4x4) of 512@14 1.27 to 1.44 and 0.99,
-//               256@14 0.36 to 0.48 and 0.31 (2026-11-23).
+//               256@14 0.36 to 0.48 and 0.31 (2026-11-23). By tiles, fetching the next block's pixels or the block's
+//               results as well changed nothing (64@224, 128@112, 64@56).
 //   dilated     by d x d: every d-th row and column, from one of the first d, is a convolution of its own (cut.h).
 //               Zen 5, both cores, ms: 256@28 by 2 0.89 (igemm 2.02, torch 3.34), 512@28 by 2 3.43 (7.81, 13.1), by
 //               4 3.48 (7.82, 12.8); in NCHW, where rows are staged number by number, 4.1 (im2col 9.0, torch 7.6 to
