@@ -51,6 +51,7 @@ struct Cut {
     auto tasks = [&] { return c.chunks * p.groups * filters * columns; };
     while (tasks() < wanted_tasks && c.columns / columns >= 2 * least_columns) columns *= 2;
     while (tasks() < wanted_tasks && c.filters / filters >= 2 * least_filters) filters *= 2;
+    if (tasks() == 1 && c.pixels >= least_chunk && c.columns >= 2 * wide) columns = 2;
     c.filter_block = divide_up(panels.count, filters) * panels.height;
     c.filter_blocks = divide_up(c.filters, c.filter_block);
     c.column_block = round_up(divide_up(c.columns, columns), wide);
