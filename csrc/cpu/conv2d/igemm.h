@@ -165,7 +165,7 @@ class Igemm {
             const E* packed = at_hand ? packed_ + place(panel, chunk) : own.packed;
             if (!at_hand) pack_panels(own, panel, end_panel, chunk, chunk, own.packed);
             for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
-              run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, panel, end_panel, chunk,
+              run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, {panel, end_panel}, chunk,
                         packed, next);
           }
         }
@@ -174,6 +174,13 @@ class Igemm {
     });
   }
 
+  struct Panels {
+    int64_t begin, end;
+    int64_t count() const { return end - begin; }
+  };
+  int64_t channel_of(int64_t panel) const {
+    return panel / shape_.panels * shape_.columns + panel % shape_.panels * shape_.width;
+  }
   int64_t panel_columns(int64_t panel) const {
     return std::min(shape_.width, shape_.columns - panel % shape_.panels * shape_.width);
   }
@@ -236,20 +243,30 @@ class Igemm {
     int64_t each;  // bytes a tile
   };
 
-  // The next strip's own pixels follow the last one that this strip reads; each of its panels fetches a share of them.
+  // The next strip's own pixels follow the last one that this strip reads, as its residual does; the tiles of this
+  // strip's panels fetch shares of either.
   Ahead ahead(const PixelTile<A, E>& tile, const Phase& phase, int64_t pixel, const Private<Operand>& own,
-              int64_t count, const Depths& chunk, int64_t share, int64_t shares) const {
+              int64_t count, const Depths& chunk, const Panels& panels, int64_t panel) const {
     const int64_t steps = tile.taps * tile.run, bytes = chunk.count() * static_cast<int64_t>(sizeof(T));
     if (!steps) return {reinterpret_cast<const char*>(own.out)};
     const char* at = static_cast<const char*>(own.rows[tile.taps * count - 1]) + chunk.begin * int64_t{sizeof(T)};
     const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
+    int64_t share = panel - panels.begin, shares = panels.count();
+    if (tile.residual) {
+      const int64_t first = channel_of(panels.begin), last = panels.end - 1;
+      const int64_t row = (channel_of(last) + panel_columns(last) - first) * int64_t{sizeof(T)};
+      shares = divide_up(shares * next * bytes, next * bytes + count * row);
+      if (share >= shares)
+        return Ahead::pieces(reinterpret_cast<const char*>(tile.residual[count - 1] + tail_.channels + first), count,
+                             row, tail_.channels * int64_t{sizeof(T)}, share - shares, panels.count() - shares, steps);
+    }
     if (shape_.chunks() == 1) return Ahead::range(at, next * pixel, share, shares, steps);
     if (tile.taps > 1) return Ahead::range(at + share % next * pixel, bytes, 0, 1, steps);
     return Ahead::pieces(at, next, bytes, pixel, share, shares, steps);
   }
 
   void run_strip(const Phase& phase, const Source<T>& source, const Private<Operand>& own, int64_t begin, int64_t end,
-                 int64_t first_panel, int64_t end_panel, const Depths& chunk, const E* packed, Next& next) const {
+                 const Panels& panels, const Depths& chunk, const E* packed, Next& next) const {
     const int count = static_cast<int>(end - begin);
     locate<T>(phase, source, reinterpret_cast<const T*>(work_.zeros), begin, end, reinterpret_cast<const T**>(own.rows),
               own.pixel);
@@ -273,9 +290,8 @@ class Igemm {
     if (direct && tile.taps * tile.run < shallow_steps) tile.out_ahead = count * tail_.out_channels;
     const int64_t pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
     int64_t staged_group = -1;
-    for (int64_t panel = first_panel; panel < end_panel; ++panel, packed += shape_.panel_elements(chunk)) {
-      const int64_t group = panel / shape_.panels, columns = panel_columns(panel);
-      const int64_t channel = group * shape_.columns + panel % shape_.panels * shape_.width;
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel, packed += shape_.panel_elements(chunk)) {
+      const int64_t group = panel / shape_.panels, columns = panel_columns(panel), channel = channel_of(panel);
       const int vectors = panel_vectors(panel);
       tile.offset = group * shape_.depth + chunk.begin;
       if (shape_.staged) {
@@ -290,7 +306,7 @@ class Igemm {
       tile.start = work_.start + (chunk.begin > 0 ? p_.groups * shape_.panels : panel) * shape_.width;
       tile.out_offset = direct ? channel : 0, tile.channel = channel;
       tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
-      tile.ahead = ahead(tile, phase, pixel_bytes, own, count, chunk, panel - first_panel, end_panel - first_panel);
+      tile.ahead = ahead(tile, phase, pixel_bytes, own, count, chunk, panels, panel);
       if (const int64_t steps = tile.taps * tile.run; next.each > tile.ahead.step * steps) {
         const int64_t bytes = std::min(next.each, cache_line * steps);
         tile.ahead = Ahead::range(next.at, bytes, 0, 1, steps);
