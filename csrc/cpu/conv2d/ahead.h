@@ -1,10 +1,13 @@
 // What register tiles fetch for later, a line with every step.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 
 #include "core/integers.h"
+#include "core/machine.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -34,31 +37,58 @@ struct Ahead {
   }
 };
 
-struct Bytes {
+// Bytes, or as many again in every one of `count` pieces that lie some bytes apart.
+struct Pieces {
   const char* at = nullptr;
-  int64_t bytes = 0;
+  int64_t bytes = 0, count = 1, apart = 0;
+  int64_t total() const { return count * bytes; }
 };
 
-// What `tiles` tiles fetch, each a share: first what the thread reads soon.
+// What a row of tiles fetches: each tile a share of one entry, what comes first of what is read first.
+template <size_t N>
 class Later {
  public:
-  Later(Bytes soon, Bytes then, int64_t tiles)
-      : soon_(soon),
-        then_(then),
-        tiles_(tiles),
-        turn_(soon.bytes ? divide_up(tiles * soon.bytes, soon.bytes + then.bytes) : 0) {}
+  Later(const std::array<Pieces, N>& wanted, int64_t tiles) : wanted_(wanted) {
+    int64_t total = 0, sum = 0;
+    for (const Pieces& one : wanted) total += one.total();
+    for (size_t i = 0; i < N; ++i) {
+      sum += wanted[i].total();
+      end_[i] = total ? (2 * tiles * sum / total + 1) / 2 : 0;  // tiles by bytes, to the nearest
+    }
+  }
+
+  // Whether some tile fetches of entry i.
+  bool fetches(size_t i) const { return end_[i] > begin(i); }
 
   // The share of the next tile, of `steps` steps; `at_hand` where there is none.
   Ahead share(int64_t steps, const void* at_hand) {
-    const int64_t i = tile_++;
-    if (i < turn_) return Ahead::range(soon_.at, soon_.bytes, i, turn_, steps);
-    if (then_.bytes) return Ahead::range(then_.at, then_.bytes, i - turn_, tiles_ - turn_, steps);
-    return Ahead::none(at_hand);
+    while (i_ < N && tile_ >= end_[i_]) ++i_;
+    if (i_ == N || !steps) return Ahead::none(at_hand);
+    const Pieces& one = wanted_[i_];
+    const int64_t share = tile_++ - begin(i_), shares = end_[i_] - begin(i_);
+    if (one.count > 1) return Ahead::pieces(one.at, one.count, one.bytes, one.apart, share, shares, steps);
+    return Ahead::range(one.at, std::min(one.bytes, cache_line * steps * shares), share, shares, steps);
   }
 
  private:
-  Bytes soon_, then_;
-  int64_t tiles_, turn_, tile_ = 0;
+  int64_t begin(size_t i) const { return i ? end_[i - 1] : 0; }
+
+  std::array<Pieces, N> wanted_;
+  std::array<int64_t, N> end_;  // the first tile behind those of an entry
+  size_t i_ = 0;                // entry of the next tile
+  int64_t tile_ = 0;
+};
+
+// Bytes that are fetched by and by, an equal part with each of `turns` turns; what one turn had no tile for, the
+// others share.
+struct Stock {
+  const char* at = nullptr;
+  int64_t bytes = 0, turns = 0;
+  Pieces part() const { return {at, divide_up(bytes, std::max<int64_t>(1, turns))}; }
+  void pass(bool fetched) {
+    if (const Pieces gone = part(); fetched) at += gone.bytes, bytes -= gone.bytes;
+    --turns;
+  }
 };
 
 }  // namespace fastconv::FASTCONV_ISA

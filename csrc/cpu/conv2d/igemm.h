@@ -7,32 +7,13 @@
 #include "cpu/epilogue.h"
 #include "cpu/packed.h"
 #include "ending.h"
-#include "igemm_shape.h"
+#include "igemm_cost.h"
 #include "pack.h"
 #include "row_table.h"
 
 namespace fastconv::FASTCONV_ISA {
 
 namespace igemm {
-
-inline Phase phase_of(const Problem& p) {
-  if (p.pass == Pass::dgrad) return {dgrad_axis(p.h, 0), dgrad_axis(p.w, 0)};
-  return {fprop_axis(p.h), fprop_axis(p.w)};
-}
-
-// How the tiles are shared out: chunks of strips x chunks of panels.
-struct Split {
-  int64_t strips, panels;
-};
-
-inline Split split(int64_t strips, int64_t panels, int threads, bool filter_is_larger) {
-  if (threads == 1) return {1, 1};
-  const int64_t by_strips = divide_up(strips, threads) * panels, by_panels = divide_up(panels, threads) * strips;
-  if (by_panels < by_strips || (filter_is_larger && by_panels == by_strips))
-    return {1, std::min<int64_t>(panels, threads)};
-  const int64_t chunks = std::min<int64_t>(strips, threads);
-  return {chunks, std::min(panels, divide_up(threads, chunks))};
-}
 
 template <class Operand>
 class Igemm {
@@ -151,8 +132,11 @@ class Igemm {
     parallel_(chunks.strips * chunks.panels, [&](int64_t begin, int64_t end, int thread) {
       const Private<Operand> own = share_of(thread);
       const int64_t tasks = chunks.strips * chunks.panels;
-      Next next{static_cast<const char*>(args_.next) + args_.next_bytes * begin / tasks,
-                divide_up(args_.next_bytes, strips * panels * shape_.chunks())};
+      const auto next_part = [&](int64_t i) { return args_.next_bytes * i / tasks; };
+      const int64_t groups = divide_up(divide_up(panels, chunks.panels), shape_.group_panels);
+      Following following;
+      following.next = {static_cast<const char*>(args_.next) + next_part(begin), next_part(end) - next_part(begin),
+                        (end - begin) * divide_up(strips, chunks.strips) * groups * shape_.chunks()};
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
@@ -164,9 +148,11 @@ class Igemm {
             const bool at_hand = p_.packed || shared || whole;
             const E* packed = at_hand ? packed_ + place(panel, chunk) : own.packed;
             if (!at_hand) pack_panels(own, panel, end_panel, chunk, chunk, own.packed);
+            following.panels = at_hand ? after({panel, end_panel}, last_panel, c) : Stock{};
+            following.panels.turns = (m + 1) * strips / chunks.strips - m * strips / chunks.strips;
             for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
               run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, {panel, end_panel}, chunk,
-                        packed, next);
+                        packed, following);
           }
         }
       }
@@ -237,36 +223,40 @@ class Igemm {
     }
   }
 
-  // A thread's share of what calls after this one read.
-  struct Next {
-    const char* at;
-    int64_t each;  // bytes a tile
+  // The panels that a thread reads after some panels of one chunk, of those before `end`.
+  Stock after(const Panels& panels, int64_t end, int64_t chunk) const {
+    const bool deeper = chunk + 1 < shape_.chunks();
+    const int64_t panel = deeper ? panels.begin : panels.end;
+    const Depths depths = shape_.depths(deeper ? chunk + 1 : 0);
+    const int64_t count = deeper ? panels.count() : std::min(shape_.group_panels, end - panel);
+    return {reinterpret_cast<const char*>(packed_ + place(panel, depths)),
+            count * shape_.panel_elements(depths) * static_cast<int64_t>(sizeof(E))};
+  }
+
+  // What a thread reads later than in this strip and the next.
+  struct Following {
+    Stock panels, next;  // of this call, and of calls after it
   };
 
-  // The next strip's own pixels follow the last one that this strip reads, as its residual does; the tiles of this
-  // strip's panels fetch shares of either.
-  Ahead ahead(const PixelTile<A, E>& tile, const Phase& phase, int64_t pixel, const Private<Operand>& own,
-              int64_t count, const Depths& chunk, const Panels& panels, int64_t panel) const {
-    const int64_t steps = tile.taps * tile.run, bytes = chunk.count() * static_cast<int64_t>(sizeof(T));
-    if (!steps) return {reinterpret_cast<const char*>(own.out)};
-    const char* at = static_cast<const char*>(own.rows[tile.taps * count - 1]) + chunk.begin * int64_t{sizeof(T)};
-    const int64_t next = count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1);
-    int64_t share = panel - panels.begin, shares = panels.count();
-    if (tile.residual) {
-      const int64_t first = channel_of(panels.begin), last = panels.end - 1;
-      const int64_t row = (channel_of(last) + panel_columns(last) - first) * int64_t{sizeof(T)};
-      shares = divide_up(shares * next * bytes, next * bytes + count * row);
-      if (share >= shares)
-        return Ahead::pieces(reinterpret_cast<const char*>(tile.residual[count - 1] + tail_.channels + first), count,
-                             row, tail_.channels * int64_t{sizeof(T)}, share - shares, panels.count() - shares, steps);
-    }
-    if (shape_.chunks() == 1) return Ahead::range(at, next * pixel, share, shares, steps);
-    if (tile.taps > 1) return Ahead::range(at + share % next * pixel, bytes, 0, 1, steps);
-    return Ahead::pieces(at, next, bytes, pixel, share, shares, steps);
+  // The tiles of a strip fetch what the next strip and what later panels read. The next strip's own pixels follow the
+  // last one that this strip reads, as its residual does.
+  Later<4> later(const PixelTile<A, E>& tile, const Phase& phase, int64_t pixel, const Private<Operand>& own,
+                 int64_t count, const Depths& chunk, const Panels& panels, const Following& following) const {
+    const int64_t size = sizeof(T), first = channel_of(panels.begin), last = panels.end - 1;
+    Pieces source, residual;
+    if (tile.taps)
+      source = {static_cast<const char*>(own.rows[tile.taps * count - 1]) + chunk.begin * size, chunk.count() * size,
+                count * phase.w.step * (phase.w.grid <= count ? phase.h.step : 1), pixel};
+    if (tile.residual)
+      residual = {reinterpret_cast<const char*>(tile.residual[count - 1] + tail_.channels + first),
+                  (channel_of(last) + panel_columns(last) - first) * size, count, tail_.channels * size};
+    for (Pieces* some : {&source, &residual})
+      if (tile.taps > 1 || some->bytes == some->apart) *some = {some->at, some->count * some->apart};
+    return {{source, residual, following.panels.part(), following.next.part()}, panels.count()};
   }
 
   void run_strip(const Phase& phase, const Source<T>& source, const Private<Operand>& own, int64_t begin, int64_t end,
-                 const Panels& panels, const Depths& chunk, const E* packed, Next& next) const {
+                 const Panels& panels, const Depths& chunk, const E* packed, Following& following) const {
     const int count = static_cast<int>(end - begin);
     locate<T>(phase, source, reinterpret_cast<const T*>(work_.zeros), begin, end, reinterpret_cast<const T**>(own.rows),
               own.pixel);
@@ -289,6 +279,8 @@ class Igemm {
     tile.out = direct ? own.result : own.out;
     if (direct && tile.taps * tile.run < shallow_steps) tile.out_ahead = count * tail_.out_channels;
     const int64_t pixel_bytes = source.pixel * static_cast<int64_t>(sizeof(T));
+    Later<4> later = this->later(tile, phase, pixel_bytes, own, count, chunk, panels, following);
+    following.panels.pass(later.fetches(2)), following.next.pass(later.fetches(3));
     int64_t staged_group = -1;
     for (int64_t panel = panels.begin; panel < panels.end; ++panel, packed += shape_.panel_elements(chunk)) {
       const int64_t group = panel / shape_.panels, columns = panel_columns(panel), channel = channel_of(panel);
@@ -306,12 +298,7 @@ class Igemm {
       tile.start = work_.start + (chunk.begin > 0 ? p_.groups * shape_.panels : panel) * shape_.width;
       tile.out_offset = direct ? channel : 0, tile.channel = channel;
       tile.last = static_cast<int>(columns - (vectors - 1) * lanes);
-      tile.ahead = ahead(tile, phase, pixel_bytes, own, count, chunk, panels, panel);
-      if (const int64_t steps = tile.taps * tile.run; next.each > tile.ahead.step * steps) {
-        const int64_t bytes = std::min(next.each, cache_line * steps);
-        tile.ahead = Ahead::range(next.at, bytes, 0, 1, steps);
-        next.at += bytes;
-      }
+      tile.ahead = later.share(tile.taps * tile.run, own.out);
       Operand::tile(count, vectors)(tile);
       if (!direct) tail_.put_tile(0, channel, columns, count, own.out, [&](int64_t i) { return own.pixel[i]; });
     }
@@ -327,20 +314,6 @@ class Igemm {
   const Work<Operand> work_;
   const E* const packed_;  // all panels
 };
-
-// What both kernels refuse alike.
-inline std::string refuses_geometry(const Problem& p) {
-  if (p.layout != Layout::nhwc && !p.is_one_pixel())
-    return "The layout is nchw: the channels of a pixel must lie together.";
-  if (p.pass == Pass::dgrad && (p.h.stride > 1 || p.w.stride > 1))
-    return "The stride is " + std::to_string(p.h.stride) + "x" + std::to_string(p.w.stride) +
-           ": the result falls into as many phases.";
-  const int64_t columns = p.written_channels() / p.groups;
-  if (p.groups > 1 && columns == 1)
-    return "Each of the " + std::to_string(p.groups) +
-           " groups writes 1 channel: a register holds consecutive channels.";
-  return {};
-}
 
 template <class Operand>
 int64_t workspace(const Problem& p, int threads) {
@@ -364,34 +337,6 @@ void pack(const Problem& problem, const Args& args, void* out, const Parallel& p
   Args own = args;
   own.workspace = scratch.get();
   Igemm<Operand>(p, own, parallel).pack(static_cast<typename Operand::Element*>(out));
-}
-
-// Products over whole registers; the filter is read and written once by packing, or read packed; the results once and
-// twice more for each chunk after the first, and the source once more for each group of panels after the first.
-template <class Operand>
-Cost cost(const Problem& p, int threads) {
-  const Shape<Operand> s(p);
-  Cost cost;
-  const double element = sizeof(typename Operand::Element), sum = sizeof(arithmetic<typename Operand::Storage>);
-  const double width = double(round_up(s.columns, s.lanes) * p.groups);
-  const Phase phase = phase_of(p);
-  const int64_t pixels = p.n * phase.grid(), strips = divide_up(pixels, s.strip), panels = p.groups * s.panels;
-  const Split chunks = split(strips, panels, threads, p.w_elements() > p.x_elements());
-  // Groups of one register: 28 rows of few channels leave little between the loads of their pointers, and run at half
-  // the rate (Zen 4, 4 to 16 channels a group, 2026-11-22).
-  const double pace = p.groups > 1 && s.vectors == 1 ? 2 : 1;
-  cost.flops = 2.0 * double(pixels * phase.taps() * s.depth) * width * pace * Operand::pace;
-  const int64_t tasks = divide_up(chunks.strips * chunks.panels, threads);
-  cost.imbalance = double(tasks * threads * divide_up(strips, chunks.strips) * divide_up(panels, chunks.panels)) /
-                   double(strips * panels);
-  const double filter = double(s.filter_elements(p.groups));
-  const double source = double(p.pass == Pass::dgrad ? p.y_elements() : p.x_elements());
-  cost.moved = sum * double(2 * s.chunks() - 1) * double(pixels) * width;
-  cost.moved += 2 * element * ((p.packed ? 0 : filter) + (s.staged ? source * double(s.table_taps) : 0));
-  cost.shared = element * source * double(divide_up(panels, s.group_panels) - 1);
-  if (p.packed) cost.shared += element * filter * double(chunks.strips);  // each of them reads all panels
-  cost.memory = operand_bytes(p, element * filter);
-  return cost;
 }
 
 }  // namespace igemm

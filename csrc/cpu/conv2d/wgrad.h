@@ -112,9 +112,9 @@ struct Product {
         paired_columns = pairs + 2 * cut.filter_block * divide_up(cut.depth_block, 2);
       }
       const int64_t after = f + deep, next = std::min(cut.depth_block, last - after);
-      Later later(whole_pixels(dy, b.filters, p.k, after, next),
-                  cut.flat ? whole_pixels(x, b.columns, p.c, after, next) : Bytes(),
-                  divide_up(b.columns, wide) * divide_up(b.filters, height));
+      Later<2> later({whole_pixels(dy, b.filters, p.k, after, next),
+                      cut.flat ? whole_pixels(x, b.columns, p.c, after, next) : Pieces()},
+                     divide_up(b.columns, wide) * divide_up(b.filters, height));
       for (int64_t j = 0; j < b.columns; j += wide) {
         const int64_t wanted = std::min(wide, b.columns - j), width = round_up(wanted, Vec<A>::lanes);
         const Side columns = taps(b, j, wanted, width, f, deep, right);
@@ -138,7 +138,7 @@ struct Product {
   }
 
   // Pixels of a tensor, where the task reads all `channels` of them.
-  Bytes whole_pixels(const T* tensor, int64_t read, int64_t channels, int64_t f, int64_t count) const {
+  Pieces whole_pixels(const T* tensor, int64_t read, int64_t channels, int64_t f, int64_t count) const {
     if (cut.planes || read < channels) return {};
     return {reinterpret_cast<const char*>(tensor + f * channels), count * channels * static_cast<int64_t>(sizeof(T))};
   }

@@ -140,7 +140,7 @@ class Winograd {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = b * s_.tiles / s_.blocks, last = (b + 1) * s_.tiles / s_.blocks;
         transform_input(mine, first, last);
-        Later later({}, next_share(b, s_.blocks), P::frequencies * s_.panels * strips(last - first) * s_.chunks);
+        Later<1> later({next_share(b, s_.blocks)}, P::frequencies * s_.panels * strips(last - first) * s_.chunks);
         for (int64_t f = 0; f < P::frequencies; ++f)
           for (int64_t panel = 0; panel < s_.panels; ++panel)
             multiply(mine, f, last - first, panel, panel * s_.width, 0, s_.channels, panel_filter(f, panel), later);
@@ -173,8 +173,8 @@ class Winograd {
                            [&](const Run& run) { input(mine, run, c, mine.input + run.tile * s_.input_row); });
           for (int64_t panel = first; panel < last; ++panel) {
             filter(mine, panel, c, depth, mine.filter);
-            Later later(following(panel, c, first, last, end), next_share(part++, s_.panels * s_.chunks),
-                        P::frequencies * strips(s_.tiles));
+            Later<2> later({following(panel, c, first, last, end), next_share(part++, s_.panels * s_.chunks)},
+                           P::frequencies * strips(s_.tiles));
             for (int64_t f = 0; f < P::frequencies; ++f)
               multiply(mine, f, s_.tiles, panel, (panel - first) * s_.width, c, depth, mine.filter + f * s_.filter_step,
                        later);
@@ -189,13 +189,13 @@ class Winograd {
   }
 
   // One of `shares` shares of what the calls after this one read.
-  Bytes next_share(int64_t share, int64_t shares) const {
+  Pieces next_share(int64_t share, int64_t shares) const {
     const int64_t bytes = divide_up(args_.next_bytes, shares);
     return {static_cast<const char*>(args_.next) + share * bytes, bytes};
   }
 
   // The packed taps that a thread reads after those of channels from c on of `panel`, in the group [first, last).
-  Bytes following(int64_t panel, int64_t c, int64_t first, int64_t last, int64_t end) const {
+  Pieces following(int64_t panel, int64_t c, int64_t first, int64_t last, int64_t end) const {
     if (++panel == last) {
       c += depth_chunk;
       if (c < s_.channels)
@@ -258,6 +258,7 @@ class Winograd {
   int64_t strips(int64_t tiles) const { return divide_up(tiles, s_.strip); }
 
   // M of one frequency, one panel and `tiles` tiles, from `depth` input channels.
+  template <class Later>
   void multiply(const Own& mine, int64_t f, int64_t tiles, int64_t panel, int64_t column, int64_t first, int64_t depth,
                 const A* filter, Later& later) const {
     const int vectors = s_.vectors(panel);
