@@ -135,8 +135,8 @@ class Igemm {
       const auto next_part = [&](int64_t i) { return args_.next_bytes * i / tasks; };
       const int64_t groups = divide_up(divide_up(panels, chunks.panels), shape_.group_panels);
       Following following;
-      following.next = {static_cast<const char*>(args_.next) + next_part(begin), next_part(end) - next_part(begin),
-                        (end - begin) * divide_up(strips, chunks.strips) * groups * shape_.chunks()};
+      following.next = Stock(static_cast<const char*>(args_.next) + next_part(begin), next_part(end) - next_part(begin),
+                             (end - begin) * divide_up(strips, chunks.strips) * groups * shape_.chunks());
       for (int64_t task = begin; task < end; ++task) {
         const int64_t m = task % chunks.strips, k = task / chunks.strips;
         const int64_t first_panel = k * panels / chunks.panels, last_panel = (k + 1) * panels / chunks.panels;
@@ -148,8 +148,8 @@ class Igemm {
             const bool at_hand = p_.packed || shared || whole;
             const E* packed = at_hand ? packed_ + place(panel, chunk) : own.packed;
             if (!at_hand) pack_panels(own, panel, end_panel, chunk, chunk, own.packed);
-            following.panels = at_hand ? after({panel, end_panel}, last_panel, c) : Stock{};
-            following.panels.turns = (m + 1) * strips / chunks.strips - m * strips / chunks.strips;
+            const int64_t turns = (m + 1) * strips / chunks.strips - m * strips / chunks.strips;
+            following.panels = at_hand ? after({panel, end_panel}, last_panel, c, turns) : Stock();
             for (int64_t s = m * strips / chunks.strips; s < (m + 1) * strips / chunks.strips; ++s)
               run_strip(table, source, own, s * pixels / strips, (s + 1) * pixels / strips, {panel, end_panel}, chunk,
                         packed, following);
@@ -224,13 +224,13 @@ class Igemm {
   }
 
   // The panels that a thread reads after some panels of one chunk, of those before `end`.
-  Stock after(const Panels& panels, int64_t end, int64_t chunk) const {
+  Stock after(const Panels& panels, int64_t end, int64_t chunk, int64_t turns) const {
     const bool deeper = chunk + 1 < shape_.chunks();
     const int64_t panel = deeper ? panels.begin : panels.end;
     const Depths depths = shape_.depths(deeper ? chunk + 1 : 0);
     const int64_t count = deeper ? panels.count() : std::min(shape_.group_panels, end - panel);
-    return {reinterpret_cast<const char*>(packed_ + place(panel, depths)),
-            count * shape_.panel_elements(depths) * static_cast<int64_t>(sizeof(E))};
+    return Stock(reinterpret_cast<const char*>(packed_ + place(panel, depths)),
+                 count * shape_.panel_elements(depths) * static_cast<int64_t>(sizeof(E)), turns);
   }
 
   // What a thread reads later than in this strip and the next.
