@@ -273,6 +273,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_count", &plan_count);
   m.def("set_trace", &set_trace);
   m.def("keep_memory", &keep_memory);
+  m.def("empty_result", [](const at::Tensor& like) {
+    return empty_result(like.sizes(), like.strides(), at::TensorOptions().dtype(like.dtype()));
+  });
   m.def("release_memory", &release_memory);
   m.def("memory_stats", [] {
     const MemoryStats stats = memory_stats();

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastconv import dispatch
+from fastconv._native import C
 from fastconv.problem import Problem
 from fastconv.profiling import machine, timer
 from fastconv.profiling.roofline import Ceilings
@@ -108,12 +109,11 @@ class Entrant:
         return f"{self.kernel.name} {self.problem.layout}"
 
     def call(self, tensors: dict[str, Tensor]) -> Callable[[], Tensor]:
-        """One call that allocates its result."""
+        """One call that allocates its result: PyTorch's as PyTorch does, ours as our operators do."""
         if self.kernel.is_torch:
             return peer.torch_call(self.problem, tensors) or partial(self.kernel.run, self.problem, **tensors)
-        blank = _blank(self.problem)
-        run, problem, shape, strides, dtype = self.kernel.run, self.problem, blank.shape, blank.stride(), blank.dtype
-        return lambda: run(problem, out=torch.empty_strided(shape, strides, dtype=dtype), **tensors)
+        run, problem, blank = self.kernel.run, self.problem, _blank(self.problem)
+        return lambda: run(problem, out=C.empty_result(blank), **tensors)
 
 
 def entrants(problem: Problem, pattern: str = "*") -> tuple[list[Entrant], list[Row]]:

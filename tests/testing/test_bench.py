@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+import fastconv
 from fastconv import dispatch, registry
 from fastconv.dispatch import Candidate
 from fastconv.problem import Problem
@@ -54,6 +55,17 @@ def test_everyone_who_accepts_is_checked_and_timed(text, cold, monkeypatch):
     torchs = {row.layout for row in result.rows if row.is_torch and row.timing}
     assert torchs == (set() if problem.out_channels else {"nhwc", "nchw"})
     assert json.loads(json.dumps(result.as_dict()))["problem"] == text
+
+
+def test_our_results_come_from_the_memory_that_operators_keep():
+    problem = Problem("n1c8h64w64_k64r1s1_f32nhwc")  # a result of 1 MiB
+    exact = oracle.ask(problem)
+    live = {}
+    for entrant in bench.entrants(problem)[0]:
+        before = fastconv.memory_stats().live
+        result = entrant.call(exact.tensors)()
+        live[entrant.kernel.is_torch] = fastconv.memory_stats().live - before >= result.numel() * 4
+    assert live == {True: False, False: True}
 
 
 def test_a_pattern_keeps_the_chosen_kernel_and_torch():
