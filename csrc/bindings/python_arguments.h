@@ -10,6 +10,7 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
 
 namespace fastconv::python {
 
@@ -56,6 +57,15 @@ inline bool read(PyObject* object, Pair& pair) {
 inline bool read(PyObject* object, const at::Tensor*& tensor) {
   if (!THPVariable_CheckExact(object)) return false;
   tensor = &THPVariable_Unpack(object);
+  return true;
+}
+
+inline bool read(PyObject* object, std::string_view& value) {
+  if (!PyUnicode_CheckExact(object)) return false;
+  Py_ssize_t size;
+  const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+  if (!text) throw python_error();
+  value = {text, static_cast<size_t>(size)};
   return true;
 }
 

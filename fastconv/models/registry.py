@@ -77,14 +77,18 @@ def model_info(name: str) -> ModelInfo:
 def create_model(name: str, *, layers: Literal["fastconv", "torch"] = "fastconv", **kwargs) -> nn.Module:
     """Build the model `name` with fresh weights, in training mode.
 
-    `layers` picks the module its convolutions, pools and batch norms come from: "fastconv" or "torch". The other
-    keyword arguments go to the family's class; all take `num_classes`, and those that are built for images of one size
-    take `image_size`. ValueError for an unknown name or other layers, and where `num_classes` is no positive integer.
+    `layers` picks the module its convolutions, pools and batch norms come from: "fastconv" or "torch"; with ours,
+    sequences run what they can together, as in a swapped model. The other keyword arguments go to the family's class;
+    all take `num_classes`, and those that are built for images of one size take `image_size`. ValueError for an unknown
+    name or other layers, and where `num_classes` is no positive integer.
     """
     info, classes = model_info(name), kwargs.get("num_classes")
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
         raise ValueError(f"The argument num_classes={classes!r} must be a positive integer.")
-    return info.build(layer_module(layers), **kwargs)
+    model = info.build(layer_module(layers), **kwargs)
+    if layers == "fastconv":
+        importlib.import_module("fastconv.nn.sequence").join(model)
+    return model
 
 
 def layer_module(layers: str) -> ModuleType:

@@ -50,10 +50,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Every convolution, pool and norm of a model, in the model's order; ``str(report)`` is a table."""
+    """Every convolution, pool and norm of a model, in the model's order; ``str(report)`` is a table.
+
+    sequences: names of the ``nn.Sequential`` whose convolutions run with the norm and the activation behind them where
+        no gradient is wanted.
+    """
 
     rows: tuple[Row, ...]
     dry_run: bool = False
+    sequences: tuple[str, ...] = ()
 
     @property
     def swapped(self) -> tuple[Row, ...]:
@@ -75,6 +80,9 @@ class Report:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         verb = "would run" if self.dry_run else "run"
         lines = [f"{len(swapped)} of {len(self.rows)} layers {verb} on fastconv" + (f": {kinds}." if kinds else ".")]
+        if self.sequences:
+            count = len(self.sequences)
+            lines.append(f"In inference {count} sequences {verb} convolutions together with what stands behind them.")
         if swapped:
             cells = [(_shown(row.name), row.kind, row.problem, row.kernel) for row in swapped]
             lines += ["", *table(("layer", "kind", "problem", "kernel"), cells)]

@@ -1,8 +1,9 @@
 """Changes a model's layers to fastconv's in place, and back.
 
 A swap changes ``module.__class__`` and nothing else: the object, its parameters, hooks, buffers, mode and state_dict
-keys stay. Only torch's own classes are swapped, because a subclass may compute something else. A parametrized module
-(``torch.nn.utils.parametrize``) has a class made for it alone; it gets a copy of that class over fastconv's layer.
+keys stay. Of layers only torch's own classes are swapped, because a subclass may compute something else. A parametrized
+module (``torch.nn.utils.parametrize``) has a class made for it alone; it gets a copy of that class over fastconv's
+layer. Sequences whose layers can run together change their class too (``sequence.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.modules import batchnorm, conv, pooling
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from fastconv.nn import sequence
 from fastconv.nn.layers import LAYERS
 from fastconv.nn.observe import observe
 from fastconv.nn.report import Report, Row
@@ -57,11 +59,11 @@ def swap(
         rows.append(Row(name, _kind(module), kept=reason))
         if reason is None:
             chosen[name] = module
-    before = {name: type(module) for name, module in chosen.items()}
+    before, sequences = [(module, type(module)) for module in model.modules()], ()
     try:
-        if not dry_run or example_inputs is not None:
-            for module in chosen.values():
-                module.__class__ = _swapped_class(type(module))
+        for module in chosen.values():
+            module.__class__ = _swapped_class(type(module))
+        sequences = sequence.join(model)
         if example_inputs is not None:
             seen = observe(model, example_inputs, chosen)
             rows = [replace(row, seen=seen.get(row.name)) for row in rows]
@@ -70,9 +72,9 @@ def swap(
         raise
     finally:
         if dry_run:
-            for name, module in chosen.items():
-                module.__class__ = before[name]
-    return Report(tuple(rows), dry_run)
+            for module, own in before:
+                module.__class__ = own
+    return Report(tuple(rows), dry_run, sequences)
 
 
 def restore(model: nn.Module) -> int:
@@ -83,6 +85,7 @@ def restore(model: nn.Module) -> int:
     """
     _check_module("restore", model)
     count = 0
+    sequence.part(model)
     for module in model.modules():
         if _base(module) in _TORCH_CLASS:
             module.__class__ = _restored_class(type(module))

@@ -13,6 +13,7 @@ from torch import nn
 import fastconv
 from fastconv.models import load_weights, model_info
 from fastconv.models.registry import layer_module
+from fastconv.nn import sequence
 from tests.models.references import NAMES, quick, relative_error, stacked
 from tests.models.thin import CLASSES, THIN, logits, without_chance
 
@@ -107,7 +108,9 @@ def test_swap_and_restore_keep_every_bit(name: str):
         before = stacked(model(images))
         report = fastconv.swap(model)
         after = stacked(model(images))
-    built = {key: type(module) for key, module in thin.model("fastconv").named_modules()}
+    ours = thin.model("fastconv")
+    sequence.join(ours)
+    built = {key: type(module) for key, module in ours.named_modules()}
     assert not [row for row in report.rows if row.kept]
     assert {key: type(module) for key, module in model.named_modules()} == built
     assert relative_error(after, before) <= ROUNDING
