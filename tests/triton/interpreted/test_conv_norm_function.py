@@ -27,6 +27,8 @@ def fused(monkeypatch):
 def activated(x, activation, alpha):
     if activation == "leaky_relu":
         return F.leaky_relu(x, alpha)
+    if activation == "gelutanh":
+        return F.gelu(x, approximate="tanh")
     return x if activation == "none" else getattr(F, activation)(x)
 
 
