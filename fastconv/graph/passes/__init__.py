@@ -13,6 +13,7 @@ from fastconv.graph.passes import (
     fuse_epilogue,
     leading_tokens,
     merge_concats,
+    regroup,
     tidy,
 )
 
@@ -21,6 +22,7 @@ PASSES = (
     fold_constants,
     leading_tokens,
     constant_terms,
+    regroup,
     fold_batch_norm,
     absorb_padding,
     fuse_epilogue,
