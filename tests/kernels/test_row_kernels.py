@@ -113,6 +113,15 @@ def test_heads_lie_beside_each_other(kernel):
     assert (out.double() - exact).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kernel", runnable("softmax2d"), ids=lambda k: k.name)
+def test_softmax_of_rows_far_below_zero(kernel):
+    """Where exp alone would be zero; rows with a rest behind their registers."""
+    for channels in (3, 17, 70):
+        x = torch.randn(2, channels, 1, 1) - 1000
+        out = kernel.run(Problem(f"softmax2d_n2c{channels}h1w1_f32nhwc"), x=x, out=torch.empty_like(x))
+        assert (out.double() - x.double().softmax(1)).abs().max() < 1e-4
+
+
 TEXTS = (
     "layernorm2d_n2c24h7w5_f32nhwc_in8of40",
     "softmax2d_n2c24h7w5_f32nhwc",
