@@ -45,10 +45,15 @@ def activation(problem: Problem, y: Tensor) -> Tensor:
             return y / (1 + torch.exp(-y))
         case "hardswish":
             return y * (y + 3).clamp(0, 6) / 6
+        case "hardsigmoid":
+            return (y + 3).clamp(0, 6) / 6
         case "sigmoid":
             return 1 / (1 + torch.exp(-y))
         case "gelu":
             return y * 0.5 * (1 + torch.erf(y / 2**0.5))
+        case "gelutanh":
+            # (1 + tanh(u)) / 2 without its cancellation.
+            return y / (1 + torch.exp(-2 * (2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
     raise ValueError(f"There is no activation named {problem.activation!r}.")
 
 

@@ -55,8 +55,10 @@ at::Tensor unfused_tail(const at::Tensor& y, const OptionalTensor& residual, c10
   if (activation == "leaky_relu") return at::leaky_relu(sum, alpha);
   if (activation == "silu") return at::silu(sum);
   if (activation == "hardswish") return at::hardswish(sum);
+  if (activation == "hardsigmoid") return at::hardsigmoid(sum);
   if (activation == "sigmoid") return at::sigmoid(sum);
   if (activation == "gelu") return at::gelu(sum);
+  if (activation == "gelutanh") return at::gelu(sum, "tanh");
   TORCH_CHECK(false, "There is no activation named '", activation, "'.");
 }
 

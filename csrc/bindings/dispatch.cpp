@@ -197,6 +197,10 @@ size_t plan_count() {
   return cache().plans.size();
 }
 
+static void strides_of(const at::Tensor& tensor, int64_t (&strides)[4]) {
+  for (int i = 0; tensor.defined() && i < 4; ++i) strides[i] = tensor.stride(i);
+}
+
 Args args_of(const Problem& problem, const Operands& o) {
   Args args;
   args.x = data_of(o.x), args.w = data_of(o.w), args.y = data_of(o.y);
@@ -204,6 +208,11 @@ Args args_of(const Problem& problem, const Operands& o) {
   args.mean = data_of(o.mean), args.variance = data_of(o.variance), args.eps = o.eps, args.response = o.response;
   args.stats = o.stats.defined() ? o.stats.mutable_data_ptr() : nullptr;
   args.scale = data_of(o.scale), args.packed = data_of(o.packed);
+  args.keys = data_of(o.keys), args.values = data_of(o.values), args.mask = data_of(o.mask), args.factor = o.factor;
+  if (problem.op == Op::copy2d || problem.is_attention()) {
+    strides_of(o.x, args.x_stride), strides_of(o.keys, args.keys_stride);
+    strides_of(o.values, args.values_stride), strides_of(o.mask, args.mask_stride);
+  }
   args.out = o.out.mutable_data_ptr();
   args.index = o.index.defined() ? o.index.mutable_data_ptr() : nullptr;
   const at::Tensor& filter = problem.pass == Pass::wgrad ? o.out : o.w;

@@ -20,6 +20,8 @@ struct Operands {
   Response response = {};                           // of a local response norm
   at::Tensor scale = {};                            // of a map2d
   at::Tensor packed = {};                           // in place of w
+  at::Tensor keys = {}, values = {}, mask = {};     // of attention, beside the queries in x
+  double factor = 1;                                // likewise, of the scores
   at::Tensor out = {};                              // allocated by execute() when undefined
   at::IntArrayRef w_sizes = {}, w_strides = {};     // of dw, for wgrad
 };

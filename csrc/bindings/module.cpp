@@ -87,7 +87,7 @@ void each_field(Problem& p, F&& f) {
   f("ceil_mode", p.ceil_mode), f("count_include_pad", p.count_include_pad);
   f("divisor_override", p.divisor_override), f("index", p.index), f("training", p.training);
   f("size", p.size), f("in_offset", p.in_offset), f("in_channels", p.in_channels);
-  f("packed", p.packed), f("scale", p.scale), f("corners", p.corners);
+  f("packed", p.packed), f("scale", p.scale), f("corners", p.corners), f("mask", p.mask);
 }
 
 void bind_problem(py::module_& m) {
@@ -114,7 +114,7 @@ void bind_problem(py::module_& m) {
           if (changes.contains(name)) from_python(field, changes[name], name), ++used;
         });
         if (used != changes.size()) throw std::invalid_argument("Problem.replace() got a field that does not exist.");
-        if (!p.is_conv()) p.k = p.c;
+        if (!p.is_conv() && !p.is_attention()) p.k = p.c;
         checked(invalid(p));
         return p;
       });
@@ -192,8 +192,9 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
                 const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
                 const OptionalTensor& residual, const OptionalTensor& index, const OptionalTensor& mean,
                 const OptionalTensor& variance, const OptionalTensor& stats, const OptionalTensor& scale,
-                const OptionalTensor& packed, double eps, const std::tuple<double, double, double>& response,
-                int threads) {
+                const OptionalTensor& packed, const OptionalTensor& keys, const OptionalTensor& values,
+                const OptionalTensor& mask, double eps, const std::tuple<double, double, double>& response,
+                double factor, int threads) {
   const Kernel& kernel = cpu_kernels().at(row);
   checked(refuses_isa(kernel.isa, Isa::avx512));
   auto get = [](const OptionalTensor& t) { return t.value_or(at::Tensor()); };
@@ -201,6 +202,7 @@ void run_kernel(size_t row, const Problem& problem, const at::Tensor& out, const
   Operands o{get(x),    get(w),        get(y),     get(bias), get(residual),   get(index),
              get(mean), get(variance), get(stats), eps,       {alpha, beta, k}};
   o.scale = get(scale), o.packed = get(packed), o.out = out;
+  o.keys = get(keys), o.values = get(values), o.mask = get(mask), o.factor = factor;
   py::gil_scoped_release release;
   if (threads > 0)
     run_native(kernel, problem, o, FixedParallel(threads));
@@ -266,8 +268,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("w") = py::none(), py::arg("y") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("index") = py::none(), py::arg("mean") = py::none(),
         py::arg("variance") = py::none(), py::arg("stats") = py::none(), py::arg("scale") = py::none(),
-        py::arg("packed") = py::none(), py::arg("eps") = 0.0,
-        py::arg("response") = std::tuple(Response().alpha, Response().beta, Response().k), py::arg("threads") = 0);
+        py::arg("packed") = py::none(), py::arg("keys") = py::none(), py::arg("values") = py::none(),
+        py::arg("mask") = py::none(), py::arg("eps") = 0.0,
+        py::arg("response") = std::tuple(Response().alpha, Response().beta, Response().k), py::arg("factor") = 1.0,
+        py::arg("threads") = 0);
   m.def("set_planner", &set_planner);
   m.def("clear_plans", &clear_plans);
   m.def("plan_count", &plan_count);

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
 #include <map>
 #include <optional>
 
@@ -21,7 +22,9 @@ namespace fastconv {
 namespace {
 
 using Constants = std::map<std::string, at::Tensor>;
-using Places = std::map<std::string, std::pair<std::string, int64_t>>;
+// Where an operand lies, and how many bytes behind that it begins.
+using Places = std::map<std::string, std::tuple<std::string, int64_t, int64_t>>;
+using Strides = std::map<std::string, std::array<int64_t, 4>>;
 
 // A tensor that crosses the border of a program: dense in this layout.
 struct Border {
@@ -79,11 +82,19 @@ class Compiled {
   static Place place(const Places& places, const std::string& name) {
     const auto found = places.find(name);
     if (found == places.end()) return {};
-    const auto& [in, at] = found->second;
+    const auto& [in, at, behind] = found->second;
     for (const auto& [word, kind] :
          {std::pair{"arena", Place::arena}, std::pair{"input", Place::input}, std::pair{"output", Place::output}})
-      if (in == word) return {kind, at};
+      if (in == word) return {kind, at, behind};
     throw std::invalid_argument("A place is in the arena, an input or an output, not '" + in + "'.");
+  }
+
+  static int64_t* stride(Args& args, const std::string& name) {
+    if (name == "x") return args.x_stride;
+    if (name == "keys") return args.keys_stride;
+    if (name == "values") return args.values_stride;
+    if (name == "mask") return args.mask_stride;
+    throw std::invalid_argument("There is no operand '" + name + "' with strides of its own.");
   }
 
   Step read(const py::dict& from) {
@@ -91,6 +102,9 @@ class Compiled {
     const auto places = from["places"].cast<Places>();
     step.x = place(places, "x"), step.y = place(places, "y"), step.out = place(places, "out");
     step.residual = place(places, "residual"), step.scale = place(places, "scale");
+    step.keys = place(places, "keys"), step.values = place(places, "values"), step.mask = place(places, "mask");
+    for (const auto& [name, strides] : from["strides"].cast<Strides>())
+      std::copy(strides.begin(), strides.end(), stride(step.args, name));
     const auto constants = from["constants"].cast<Constants>();
     auto data = [&](const char* name) -> const void* {
       const auto found = constants.find(name);
@@ -98,9 +112,9 @@ class Compiled {
       kept_.push_back(found->second);
       return found->second.const_data_ptr();
     };
-    step.args.w = data("w"), step.args.packed = data("packed"), step.args.bias = data("bias");
-    step.args.mean = data("mean"), step.args.variance = data("variance");
-    step.args.eps = from["eps"].cast<double>();
+    step.args.x = data("x"), step.args.w = data("w"), step.args.packed = data("packed"), step.args.bias = data("bias");
+    step.args.mask = data("mask"), step.args.mean = data("mean"), step.args.variance = data("variance");
+    step.args.eps = from["eps"].cast<double>(), step.args.factor = from["factor"].cast<double>();
     if (from.contains("response")) {
       const auto [alpha, beta, k] = from["response"].cast<std::tuple<double, double, double>>();
       step.args.response = {alpha, beta, k};

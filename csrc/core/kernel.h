@@ -27,7 +27,12 @@ struct Args {
   const void* bias = nullptr;      // one value a written channel, in the problem's dtype
   const void* residual = nullptr;  // dense, in the problem's dtype and layout
   const void* scale = nullptr;     // map2d: [N][C], in the problem's dtype
-  void* index = nullptr;           // max pools: written by fprop, read by dgrad and unpool2d
+  // copy2d reads x by strides, ordered N C H W; attention reads x (the queries), keys, values and mask by strides, each
+  // ordered image, head, token, channel (of the mask the key), in elements. Channels lie together.
+  const void *keys = nullptr, *values = nullptr, *mask = nullptr;
+  int64_t x_stride[4] = {}, keys_stride[4] = {}, values_stride[4] = {}, mask_stride[4] = {};
+  double factor = 1;      // attention: of the scores
+  void* index = nullptr;  // max pools: written by fprop, read by dgrad and unpool2d
   // Batch norms, one value a channel in the arithmetic type, as their w (weight) and bias are too; null: 1 and 0.
   const void* mean = nullptr;      // running, or the batch's for its gradients
   const void* variance = nullptr;  // likewise, biased

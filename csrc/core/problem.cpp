@@ -66,10 +66,12 @@ size_t hash_value(const Problem& problem) {
 double Problem::flops() const {
   const double outputs = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
   if (is_conv()) return 2.0 * outputs * channels_per_group() * taps();
-  if (op == Op::reorder2d || op == Op::nearest2d) return 0;
+  if (op == Op::reorder2d || op == Op::nearest2d || op == Op::copy2d) return 0;
+  if (is_attention()) return 2.0 * n * out_pixels() * h.window * (c + k);
   if (op == Op::map2d)
     return outputs * (int{scale} + int{epilogue.residual} + int{epilogue.activation != Activation::none});
-  if (op == Op::bilinear2d) return 6.0 * outputs;  // three interpolations of two operations
+  if (op == Op::bilinear2d) return 6.0 * outputs;                          // three interpolations of two operations
+  if (op == Op::layernorm2d || op == Op::softmax2d) return 5.0 * outputs;  // two sums, and an element's own
   if (is_lrn()) return 2.0 * outputs * std::min(size, c) * (pass == Pass::dgrad ? 2 : 1);
   if (is_norm()) return 2.0 * outputs * ((training ? 2 : 1) + (pass == Pass::dgrad ? 1 : 0));
   if (op == Op::adaptivemax2d || op == Op::adaptiveavg2d) return std::max(outputs, static_cast<double>(x_elements()));
@@ -78,8 +80,10 @@ double Problem::flops() const {
 
 double Problem::bytes() const {
   const double size = dtype_bytes(dtype);
-  const double x = x_elements(), y = static_cast<double>(n) * (is_conv() ? k : c) * out_pixels();
-  const double filter = is_conv() ? static_cast<double>(w_elements()) : 0;
+  const double x = x_elements(), y = static_cast<double>(n) * (is_conv() || is_attention() ? k : c) * out_pixels();
+  const double filter = is_conv()        ? static_cast<double>(w_elements())
+                        : is_attention() ? static_cast<double>(n) * h.window * (c + k)  // keys and values
+                                         : 0;
   const double written = pass == Pass::dgrad ? x : y;
   const double reread = is_norm() && pass == Pass::dgrad ? x : 0;  // beside dy; dx is written
   const double extra = (epilogue.residual ? written : 0) + (epilogue.bias ? written_channels() : 0) +
@@ -107,7 +111,10 @@ std::string invalid(const Problem& p) {
   if (p.n < 0 || p.c < 0) return "Batch and channels must not be negative.";
   if (auto sentence = check_axis(p.h, "H", sized); !sentence.empty()) return sentence;
   if (auto sentence = check_axis(p.w, "W", sized); !sentence.empty()) return sentence;
-  if (p.is_conv()) {
+  if (p.is_attention() && (p.w.in != 1 || p.w.window != 1))
+    return "Queries and keys lie along H, but W is " + std::to_string(p.w.in) + " and s " + std::to_string(p.w.window) +
+           ".";
+  if (p.is_conv() || p.is_attention()) {
     if (p.groups <= 0) return "groups is " + std::to_string(p.groups) + " and must be positive.";
     if (p.c % p.groups)
       return "C=" + std::to_string(p.c) + " is not divisible by groups=" + std::to_string(p.groups) + ".";

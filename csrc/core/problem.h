@@ -18,6 +18,11 @@
 // through the activation. reorder2d_n8c3h224w224_f32nchw: x in the layout named, written in the other one.
 // bilinear2d_n8c21h28w28_o224x224_f32nhwc[_corners]: interpolated to 224x224; "corners" aligns the corner pixels.
 // nearest2d_n8c256h28w28_o56x56_f32nhwc: each pixel of 56x56 is the one of 28x28 that it lies in.
+//
+// layernorm2d_n8c96h56w56_f32nhwc, softmax2d_n96c49h49w1_f32nhwc: every pixel over its channels.
+// copy2d_n8c3h5w7_f32nhwc: dense, from an x of any strides. attention_n8c768h197w1_k768r197s1_g12_f32nhwc[_mask]:
+// softmax(q·kᵀ + mask)·v for 12 heads of 197 queries and 197 keys; c: channels of all heads' queries, and of their
+// keys; k: of their values.
 #pragma once
 
 #include <cstddef>
@@ -79,6 +84,7 @@ struct Problem {
   bool packed = false;      // convolutions: Args::packed stands for the filter
   bool scale = false;       // map2d: Args::scale holds a factor for each image and channel
   bool corners = false;     // bilinear2d: corner pixels of input and output coincide (torch's align_corners)
+  bool mask = false;        // attention: Args::mask is added to the scores
 
   int64_t channels_per_group() const { return c / groups; }  // C/g
   int64_t filters_per_group() const { return k / groups; }   // K/g
@@ -91,6 +97,7 @@ struct Problem {
   bool is_conv() const { return op == Op::conv2d; }
   bool is_norm() const { return op == Op::batchnorm2d || is_lrn(); }
   bool is_lrn() const { return op == Op::lrn2d; }
+  bool is_attention() const { return op == Op::attention; }
   bool is_depthwise() const { return is_conv() && groups == c && groups > 1; }
   bool is_one_pixel() const { return in_pixels() == 1 && out_pixels() == 1; }  // both layouts are the same
   bool is_pointwise() const {  // 1x1 without padding: a plain matrix product per pixel
@@ -101,7 +108,10 @@ struct Problem {
     return op == Op::adaptivemax2d || op == Op::adaptiveavg2d || op == Op::unpool2d || op == Op::bilinear2d ||
            op == Op::nearest2d;
   }
-  bool keeps_size() const { return is_norm() || op == Op::map2d || op == Op::reorder2d; }
+  bool keeps_size() const {
+    return is_norm() || op == Op::map2d || op == Op::reorder2d || op == Op::layernorm2d || op == Op::softmax2d ||
+           op == Op::copy2d;
+  }
   // Channels of the tensor this pass writes, and of the buffer it writes them into.
   int64_t written_channels() const { return pass == Pass::dgrad ? c : k; }
   int64_t buffer_channels() const { return epilogue.out_channels ? epilogue.out_channels : written_channels(); }
@@ -115,7 +125,7 @@ struct Problem {
 
   auto fields() const {
     return std::tie(op, pass, dtype, layout, n, c, k, groups, h, w, epilogue, ceil_mode, count_include_pad,
-                    divisor_override, index, training, size, in_offset, in_channels, packed, scale, corners);
+                    divisor_override, index, training, size, in_offset, in_channels, packed, scale, corners, mask);
   }
   bool operator==(const Problem& other) const { return fields() == other.fields(); }
 

@@ -90,6 +90,7 @@ void parse_word(Word word, Problem& p) {
   if (word.rest == "packed") return void(p.packed = true);
   if (word.rest == "scale") return void(p.scale = true);
   if (word.rest == "corners") return void(p.corners = true);
+  if (word.rest == "mask") return void(p.mask = true);
   if (auto pass = Pass_from(word.rest)) return void(p.pass = *pass);
   if (parse_type(word, p)) return;
   if (word.eat("index")) {  // spelled out, because a bare u8 is stride 8
@@ -146,12 +147,14 @@ std::string Problem::text() const {
   out += "n" + str(n) + "c" + str(c) + "h" + str(h.in) + "w" + str(w.in);
   if (names_output()) {
     out += "_o" + str(h.out) + "x" + str(w.out);
+  } else if (is_attention()) {
+    out += "_k" + str(k) + "r" + str(h.window) + "s1";
   } else if (!keeps_size()) {
     out += "_" + (is_conv() ? "k" + str(k) : std::string()) + "r" + str(h.window) + "s" + str(w.window);
     out += pair("u", h.stride, w.stride, 1) + padding(h, w) + pair("d", h.dilation, w.dilation, 1);
   }
   if (is_lrn()) out += "_size" + str(size);
-  if (is_conv() && groups != 1) out += "_g" + str(groups);
+  if ((is_conv() || is_attention()) && groups != 1) out += "_g" + str(groups);
   out += "_" + std::string(name_of(dtype)) + std::string(name_of(layout));
   if (pass != Pass::fprop) out += "_" + std::string(name_of(pass));
   if (training) out += "_train";
@@ -161,6 +164,7 @@ std::string Problem::text() const {
   if (index != Index::none) out += "_index" + std::string(name_of(index));
   if (scale) out += "_scale";
   if (corners) out += "_corners";
+  if (mask) out += "_mask";
   if (epilogue.bias) out += "_bias";
   if (epilogue.residual) out += "_res";
   if (epilogue.activation == Activation::leaky_relu) {
@@ -190,9 +194,11 @@ Problem parse_problem(std::string_view text) {
     }
     parse_word({word, word}, p);
   }
-  if (!p.is_conv()) p.k = p.c;
+  if (!p.is_conv() && !p.is_attention()) p.k = p.c;
   if (auto sentence = invalid(p); !sentence.empty()) throw std::invalid_argument("Problem string: " + sentence);
-  if (!p.names_output()) {
+  if (p.is_attention()) {
+    p.h.out = p.h.in, p.w.out = p.w.in;
+  } else if (!p.names_output()) {
     p.h.out = window_output(p.h, p.ceil_mode);
     p.w.out = window_output(p.w, p.ceil_mode);
     if (p.h.out < 1 || p.w.out < 1)

@@ -15,8 +15,10 @@ namespace fastconv {
 #define FASTCONV_PASSES(X) X(fprop) X(dgrad) X(wgrad)
 #define FASTCONV_POOL_OPS(X) X(maxpool2d) X(avgpool2d) X(adaptivemax2d) X(adaptiveavg2d) X(unpool2d)
 #define FASTCONV_MAP_OPS(X) X(batchnorm2d) X(lrn2d) X(map2d) X(reorder2d) X(bilinear2d) X(nearest2d)
-#define FASTCONV_OPS(X) X(conv2d) FASTCONV_POOL_OPS(X) FASTCONV_MAP_OPS(X)
-#define FASTCONV_ACTIVATIONS(X) X(none) X(relu) X(relu6) X(leaky_relu) X(silu) X(hardswish) X(sigmoid) X(gelu)
+#define FASTCONV_ROW_OPS(X) X(layernorm2d) X(softmax2d) X(copy2d) X(attention)
+#define FASTCONV_OPS(X) X(conv2d) FASTCONV_POOL_OPS(X) FASTCONV_MAP_OPS(X) FASTCONV_ROW_OPS(X)
+#define FASTCONV_ACTIVATIONS(X) \
+  X(none) X(relu) X(relu6) X(leaky_relu) X(silu) X(hardswish) X(hardsigmoid) X(sigmoid) X(gelu) X(gelutanh)
 #define FASTCONV_INDICES(X) X(none) X(u8) X(i64)
 #define FASTCONV_ISAS(X) X(scalar) X(neon) X(avx2) X(avx512)
 

@@ -12,6 +12,13 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+// gelu by tanh is x·(1 + tanh(u)) / 2 = x·sigmoid(2u) with this u.
+template <class A>
+A tanh_argument(A x) {
+  constexpr A root = static_cast<A>(0.79788456080286536), cubic = static_cast<A>(0.044715);  // root: of 2/pi
+  return root * (x + cubic * x * x * x);
+}
+
 // A lane at a time, as the kernels without registers do.
 template <class A>
 A activate(Activation activation, A alpha, A x) {
@@ -30,10 +37,14 @@ A activate(Activation activation, A alpha, A x) {
       const A gate = x + 3 > 0 ? (x + 3 < 6 ? x + 3 : A(6)) : A(0);
       return x * gate / 6;
     }
+    case Activation::hardsigmoid:
+      return (x + 3 > 0 || x != x ? (x + 3 < 6 || x != x ? x + 3 : A(6)) : A(0)) / 6;
     case Activation::sigmoid:
       return A(1) / (A(1) + std::exp(-x));
     case Activation::gelu:
       return x * A(0.5) * std::erfc(x * A(-1 / std::numbers::sqrt2));
+    case Activation::gelutanh:
+      return x / (A(1) + std::exp(-2 * tanh_argument(x)));
   }
   return x;
 }
@@ -48,6 +59,8 @@ template <class A>
       return sigmoid(x);
     case Activation::gelu:
       return gelu(x);
+    case Activation::gelutanh:
+      return gelu_tanh(x);
     default:
       return x;
   }
@@ -67,6 +80,8 @@ Vec<A> activate(Activation activation, A alpha, Vec<A> x) {
       return where_positive(x, x, x * V::broadcast(alpha));
     case Activation::hardswish:
       return x * at_most(at_least(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
+    case Activation::hardsigmoid:
+      return at_most(at_least(x + V::broadcast(3), V::zero()), V::broadcast(6)) / V::broadcast(6);
     default:
       return activate_by_exp(activation, x);
   }

@@ -11,14 +11,15 @@ namespace fastconv {
 struct Place {
   enum In : int32_t { nowhere, arena, input, output };
   In in = nowhere;
-  int64_t at = 0;  // bytes from the arena's start, or the number of the input or output
+  int64_t at = 0;      // bytes from the arena's start, or the number of the input or output
+  int64_t behind = 0;  // bytes from there on
 };
 
 struct Step {
   const Kernel* kernel;
   Problem problem;
   Args args = {};  // with the constants: filters, biases, norms
-  Place x = {}, y = {}, out = {}, residual = {}, scale = {};
+  Place x = {}, y = {}, out = {}, residual = {}, scale = {}, keys = {}, values = {}, mask = {};
 };
 
 // The memory of one run.
@@ -32,11 +33,11 @@ struct Memory {
       case Place::nowhere:
         break;
       case Place::arena:
-        return arena + place.at;
+        return arena + place.at + place.behind;
       case Place::input:
-        return inputs[place.at];
+        return static_cast<const char*>(inputs[place.at]) + place.behind;
       case Place::output:
-        return outputs[place.at];
+        return static_cast<char*>(outputs[place.at]) + place.behind;
     }
     return nullptr;
   }
@@ -48,6 +49,9 @@ struct Memory {
     if (step.y.in) args.y = at(step.y);
     if (step.residual.in) args.residual = at(step.residual);
     if (step.scale.in) args.scale = at(step.scale);
+    if (step.keys.in) args.keys = at(step.keys);
+    if (step.values.in) args.values = at(step.values);
+    if (step.mask.in) args.mask = at(step.mask);
     args.out = const_cast<void*>(at(step.out));
     return args;
   }

@@ -112,7 +112,8 @@ def conv2d_act(
 ) -> Tensor:
     """``activation(conv2d(...) + residual)`` in one pass over the output.
 
-    activation: none, relu, relu6, leaky_relu (slope ``alpha`` below zero), silu, hardswish, sigmoid or gelu (erf).
+    activation: none, relu, relu6, leaky_relu (slope ``alpha`` below zero), silu, hardswish, hardsigmoid, sigmoid,
+        gelu (erf) or gelutanh.
     residual: the shape of the result. padding: as in :func:`conv2d`, or four ints (top, bottom, left, right).
     Raises like :func:`conv2d`, and RuntimeError for an unknown activation or a residual of another shape.
     """

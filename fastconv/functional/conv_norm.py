@@ -15,7 +15,7 @@ from fastconv.functional.conv import conv2d
 from fastconv.functional.norm import batch_norm
 from fastconv.kernels import triton as rows
 
-ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid", "gelu")
+ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu", "gelutanh")
 DEVICES = ("cuda",)  # where the fused kernels run
 _HAS_TRITON = rows.missing() is None
 
@@ -46,7 +46,8 @@ def conv2d_batch_norm(
 
     input: (N, C, H, W); weight: (K, C/groups, R, S); norm_weight, norm_bias, and running_mean and running_var, which
     ``momentum`` moves: (K); residual: the shape of the convolution's result, (N, K, P, Q).
-    activation: none, relu, relu6, leaky_relu (slope ``alpha`` below zero), silu, hardswish, sigmoid or gelu (erf).
+    activation: none, relu, relu6, leaky_relu (slope ``alpha`` below zero), silu, hardswish, hardsigmoid, sigmoid,
+        gelu (erf) or gelutanh.
     second: (L, K/second_groups, T, U), filters of a convolution behind all that, where there is no residual; the
     result is then its, with L channels.
 

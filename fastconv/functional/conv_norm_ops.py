@@ -124,6 +124,8 @@ def activated(x: Tensor, activation: str, alpha: float) -> Tensor:
     """By torch's functions."""
     if activation == "leaky_relu":
         return torch.nn.functional.leaky_relu(x, alpha)
+    if activation == "gelutanh":
+        return torch.nn.functional.gelu(x, approximate="tanh")
     return x if activation == "none" else getattr(torch.nn.functional, activation)(x)
 
 
@@ -144,10 +146,14 @@ def _through_activation(dy: Tensor, at: Tensor, activation: str, alpha: float) -
             return _aten.silu_backward(dy, at)
         case "hardswish":
             return _aten.hardswish_backward(dy, at)
+        case "hardsigmoid":
+            return _aten.hardsigmoid_backward(dy, at)
         case "sigmoid":
             return _aten.sigmoid_backward(dy, at.sigmoid())
         case "gelu":
             return _aten.gelu_backward(dy, at)
+        case "gelutanh":
+            return _aten.gelu_backward(dy, at, approximate="tanh")
         case _:
             return dy
 

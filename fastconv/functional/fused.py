@@ -9,7 +9,7 @@ from fastconv.functional.arguments import Ints, as_tuple, sides
 from fastconv.kernels import triton as rows
 from fastconv.problem import Problem
 
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "sigmoid", "gelu")
+ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu", "gelutanh")
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 

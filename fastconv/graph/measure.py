@@ -62,7 +62,7 @@ class Trial:
         buffer = (p.n, p.out_channels or written[1], *written[2:])
         out = value_of(buffer, p.dtype, Buffer("arena"))
         out.buffer.block = memory.Block(out.bytes, 0, 0)
-        stage = Stage([Step(selection, reads, out, self._constants(written[1]), None, "trial")])
+        stage = Stage([Step(selection, reads, out, self._constants(written[1]), "trial")])
         workspace = memory.Block(stage.workspace_bytes(threads), 0, 0)
         arena = memory.place([out.buffer.block, workspace])
         self._program = Lowered([stage], [workspace], borders, [], arena, out.bytes, threads).program()

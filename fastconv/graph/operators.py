@@ -22,8 +22,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
     "silu": lambda x, _: F.silu(x),
     "hardswish": lambda x, _: F.hardswish(x),
+    "hardsigmoid": lambda x, _: F.hardsigmoid(x),
     "sigmoid": lambda x, _: torch.sigmoid(x),
     "gelu": lambda x, _: F.gelu(x),
+    "gelutanh": lambda x, _: F.gelu(x, approximate="tanh"),
 }
 
 
@@ -176,8 +178,60 @@ def flatten(x: Tensor) -> Tensor:
     return torch.flatten(x, 1)
 
 
+def row_affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """x · scale + shift, each one number or of the shape of x's last axes: a layer's scale, a table of positions."""
+    y = x if scale is None else x * scale
+    return y if shift is None else y + shift
+
+
+def leading_tokens(x: Tensor, tokens: Tensor) -> Tensor:
+    """(N, tokens, channels) behind the same tokens (1, tokens, channels) for every image."""
+    return torch.cat([tokens.expand(x.shape[0], -1, -1), x], 1)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, axes: int, eps: float) -> Tensor:
+    """Over the last ``axes`` axes."""
+    return F.layer_norm(x, x.shape[-axes:], weight, bias, eps)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last axis."""
+    return torch.softmax(x, -1)
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, factor: float | None = None
+) -> Tensor:
+    """softmax(factor · queries · keysᵀ + mask) · values for tensors (N, heads, tokens, channels); factor None: the
+    inverse root of the queries' channels."""
+    return F.scaled_dot_product_attention(queries, keys, values, mask, scale=factor)
+
+
+def reshape(x: Tensor, *, size: tuple[int, ...]) -> Tensor:
+    """At most one of the sizes is -1: what is left."""
+    return torch.reshape(x, size)
+
+
+def permute(x: Tensor, *, axes: tuple[int, ...]) -> Tensor:
+    return torch.permute(x, axes)
+
+
+def select(x: Tensor, *, axis: int, index: int) -> Tensor:
+    """One place of an axis, which goes."""
+    return torch.select(x, axis, index)
+
+
+def narrow(x: Tensor, *, axis: int, start: int, length: int) -> Tensor:
+    """Some places of an axis, in order."""
+    return torch.narrow(x, axis, start, length)
+
+
 # What carries an epilogue: residual and activation.
 FUSED = (conv2d, conv_transpose2d, linear, affine, map2d)
 
-ALL = (*FUSED, pad, max_pool2d, avg_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, bilinear2d, nearest2d,
+# What only says how elements are looked at.
+VIEWS = (reshape, permute, select, narrow)
+
+ALL = (*FUSED, *VIEWS, row_affine, leading_tokens, layer_norm, softmax, attention, pad,
+       max_pool2d, avg_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, bilinear2d, nearest2d,
        local_response_norm, cat, flatten)  # fmt: skip

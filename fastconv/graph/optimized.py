@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fastconv import settings
 from fastconv._native import C
-from fastconv.graph import partition, passes, state, translate_own  # noqa: F401
+from fastconv.graph import partition, passes, state, translate_own, translate_rows  # noqa: F401
 from fastconv.graph.capture import Captured, CaptureError, capture
 from fastconv.graph.cast import in_dtype
 from fastconv.graph.device_plan import DevicePlan

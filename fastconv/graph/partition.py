@@ -18,7 +18,10 @@ from fastconv.graph.rules import LOWER
 from fastconv.graph.translate import dtype
 from fastconv.graph.values import DTYPES
 
-LAYERS = (operators.conv2d, operators.conv_transpose2d, operators.linear, operators.max_pool2d, operators.avg_pool2d)
+LAYERS = (operators.conv2d, operators.conv_transpose2d, operators.linear, operators.max_pool2d, operators.avg_pool2d,
+          operators.layer_norm, operators.attention)  # fmt: skip
+# Whose second and third operand may be values.
+OF_VALUES = (operators.map2d, operators.cat, operators.attention)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _can(network: Network, node: fx.Node) -> bool:
     """Whether a plan runs the node: an operator of ours on floating point numbers whose filters are constants."""
     if not _is_call(node) or node.target not in LOWER or dtype(node) not in DTYPES:
         return False
-    constants = node.args[1:3] if node.target not in (operators.map2d, operators.cat) else ()
+    constants = node.args[1:3] if node.target not in OF_VALUES else ()
     if any(isinstance(c, fx.Node) and not network.is_constant(c) for c in constants):
         return False
     tensors = [n for n in node.all_input_nodes if not network.is_constant(n)]

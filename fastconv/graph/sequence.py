@@ -45,14 +45,22 @@ class Sequence:
 
     def _run(self, step: Step, memory: dict[Any, Tensor]) -> None:
         kernel, problem = step.selection.kernel, step.selection.problem
-        operands = {name: _dense(_view(value, memory[_key(value.buffer)])) for name, value in step.reads.items()}
+        operands = {
+            name: _dense(_view(value, memory[_key(value.buffer)]))
+            for name, value in step.reads.items()
+            if name not in step.strided
+        }
         if "scale" in operands:
             operands["scale"] = operands["scale"].flatten(1)
         operands |= step.constants
-        if step.response is not None:
-            operands["response"] = step.response
+        part = step.strided.get("out")
+        for name, (sizes, strides, first) in step.strided.items():
+            if name == "out":
+                continue
+            operands[name] = memory[_key(step.reads[name].buffer)].as_strided(sizes, strides, first)
+        operands |= step.numbers
         if "variance" in step.constants:
-            operands["eps"] = 0.0  # norms are affine maps by now
+            operands["eps"] = 0.0  # batch norms are affine maps by now
         out = step.out
         if kernel.native is not None:  # which writes what it is given
             shape = (out.n, out.c, out.h, out.w)
@@ -60,6 +68,11 @@ class Sequence:
             operands["out"] = torch.empty(shape, dtype=_TORCH[out.dtype], device=self._device, memory_format=format)
         result = kernel.run(problem, **operands)
         key = _key(out.buffer)
+        if part is not None:
+            if key not in memory:
+                memory[key] = torch.empty(step.out.buffer.elements, dtype=_TORCH[out.dtype], device=self._device)
+            memory[key].as_strided(*part).copy_(result)
+            return
         if not out.width:
             memory[key] = _in_order(result, out.layout)
             return

@@ -1,7 +1,8 @@
 """From PyTorch's operators to those of :mod:`fastconv.graph.operators`: one rule an operator, in one table.
 
-A rule takes a node's arguments by the names of the operator's schema and returns the call that replaces it, the node
-that does (for what changes nothing), or None where it does not apply; then the node stays PyTorch's.
+A rule takes a node's arguments by the names of the operator's schema, and the node as "node", and returns the call that
+replaces it, the node that does (for what changes nothing), or None where it does not apply; then the node stays
+PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fastconv.graph import operators
 from fastconv.kernels.aten_map import takes_torch_s_pixels
@@ -24,7 +26,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """A call that is to stand in a node's place."""
+    """A call that is to stand in a node's place. Among its arguments may be calls, which come first."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -52,16 +54,27 @@ def translate(graph: fx.Graph) -> None:
         node.target = _BY_VALUE.get(node.target, node.target)
         if node.target not in RULES or not _first_alone(node):
             continue
-        new = RULES[node.target](arguments(node))
+        new = RULES[node.target](arguments(node) | {"node": node})
         if isinstance(new, Call):
-            with graph.inserting_before(node):
-                call = graph.call_function(new.function, new.args, new.options)
             value = node.meta.get("val")
-            call.meta = {"val": value[0] if isinstance(value, tuple | list) else value, "name": node.name}
-            new = call
+            value = value[0] if isinstance(value, tuple | list) else value
+            with graph.inserting_before(node):
+                new = _made(graph, new, {"val": value, "name": node.name})
         if new is not None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+
+
+def _made(graph: fx.Graph, call: Call, meta: dict[str, Any]) -> fx.Node:
+    """The node of a call, whose arguments may be calls too; of theirs, only the dtype is told."""
+    args = []
+    for argument in call.args:
+        if isinstance(argument, Call):
+            argument = _made(graph, argument, {**meta, "val": torch.empty(0, dtype=meta["val"].dtype, device="meta")})
+        args.append(argument)
+    node = graph.call_function(call.function, tuple(args), call.options)
+    node.meta = dict(meta)
+    return node
 
 
 def _first_alone(node: fx.Node) -> bool:
@@ -88,6 +101,11 @@ def shape(node: Any) -> tuple[Any, ...] | None:
     """The shape of a node's tensor; sizes that vary are symbols."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two shapes are known to be equal."""
+    return len(one) == len(other) and all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
 def rank(node: Any) -> int:
@@ -182,7 +200,7 @@ def _activation(name: str) -> Rule:
     return activate
 
 
-for _name in ("relu", "relu6", "silu", "hardswish", "sigmoid"):
+for _name in ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid"):
     rule(getattr(aten, _name).default)(_activation(_name))
 
 
@@ -193,7 +211,7 @@ def _hardtanh(a: Arguments) -> Call | None:
 
 @rule(aten.gelu.default)
 def _gelu(a: Arguments) -> Call | None:
-    return _activation("gelu")(a) if a["approximate"] == "none" else None
+    return _activation("gelu" if a["approximate"] == "none" else "gelutanh")(a)
 
 
 @rule(aten.leaky_relu.default)
@@ -253,11 +271,12 @@ def _adaptive_max_pool2d(a: Arguments) -> Call | None:
 
 @rule(aten.mean.dim)
 def _mean(a: Arguments) -> Call | None:
-    """Over the maps, kept as 1x1."""
+    """Over the maps, kept as 1x1 or not."""
     over_maps = rank(a["self"]) == 4 and sorted(d % 4 for d in a["dim"] or ()) == [2, 3]
-    if not over_maps or not a["keepdim"] or a["dtype"] is not None:
+    if not over_maps or a["dtype"] is not None:
         return None
-    return Call(operators.adaptive_avg_pool2d, (a["self"],), {"size": (1, 1)})
+    mean = Call(operators.adaptive_avg_pool2d, (a["self"],), {"size": (1, 1)})
+    return mean if a["keepdim"] else Call(operators.flatten, (mean,))
 
 
 @rule(aten.upsample_bilinear2d.vec)
@@ -301,7 +320,14 @@ def _pad(a: Arguments) -> Call | None:
 @rule(aten.flatten.using_ints)
 def _flatten(a: Arguments) -> Call | None:
     whole = rank(a["self"]) == 4 and a["start_dim"] == 1 and a["end_dim"] in (-1, 3)
-    return Call(operators.flatten, (a["self"],)) if whole else None
+    return Call(operators.flatten, (a["self"],)) if whole else reshaped(a)
+
+
+def reshaped(a: Arguments) -> Call | None:
+    """Elements in their order under another shape; at most one of its sizes may vary."""
+    sizes = shape(a["node"])
+    size = tuple(s if isinstance(s, int) else -1 for s in sizes) if sizes is not None else (-1, -1)
+    return Call(operators.reshape, (a["self"],), {"size": size}) if size.count(-1) < 2 and 0 not in size else None
 
 
 @rule(aten.reshape.default)
@@ -310,12 +336,12 @@ def _view(a: Arguments) -> Call | None:
     x = a["self"]
     size = list(a["shape"])
     if rank(x) != 4 or len(size) != 2:
-        return None
+        return reshaped(a)
     n, c, h, w = shape(x)
     if not all(isinstance(v, int) for v in (c, h, w)):
-        return None
+        return reshaped(a)
     batch = size[0].meta.get("val") if isinstance(size[0], fx.Node) else size[0]
-    return Call(operators.flatten, (x,)) if batch == n and size[1] in (-1, c * h * w) else None
+    return Call(operators.flatten, (x,)) if batch == n and size[1] in (-1, c * h * w) else reshaped(a)
 
 
 @rule(aten.dropout.default, aten.feature_dropout.default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastconv._native import C
 from fastconv.graph import memory
 from fastconv.graph.select import Selection
 
+Strided = tuple[tuple[int, ...], tuple[int, ...], int]
 DTYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -24,6 +25,7 @@ class Buffer:
     where: str  # "arena", "input", "output"
     number: int = 0
     block: memory.Block | None = None
+    elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,19 @@ class Filter:
 
 @dataclass
 class Step:
-    """One call of one kernel. ``reads`` are values by the names of kernel.h's Args."""
+    """One call of one kernel. ``reads`` are values by the names of kernel.h's Args.
+
+    numbers: eps, response and factor, where a kernel takes one. strided: sizes, strides and first element of those
+    operands that lie by strides of their own; of "out" the part that is written.
+    """
 
     selection: Selection
     reads: dict[str, Value]
     out: Value
     constants: dict[str, Tensor]
-    response: tuple[float, float, float] | None
     origin: str  # the captured node it comes from
+    numbers: dict[str, Any] = field(default_factory=dict)
+    strided: dict[str, Strided] = field(default_factory=dict)
 
     @property
     def kernel_and_problem(self) -> tuple[int, Any]:
@@ -97,11 +104,16 @@ class Step:
 
     def as_dict(self) -> dict[str, Any]:
         """The extension's form of it."""
-        places = {name: _place(value.buffer) for name, value in (self.reads | {"out": self.out}).items()}
+        places = {name: (*_place(value.buffer), 0) for name, value in (self.reads | {"out": self.out}).items()}
+        strides = {name: list(self.constants[name].stride()) for name in ("mask",) if name in self.constants}
+        for name, (_, steps, first) in self.strided.items():
+            places[name] = (*places[name][:2], first * bytes_of(self.out.dtype))
+            if name != "out":
+                strides[name] = list(steps)
         row, problem = self.kernel_and_problem
-        # Norms are affine maps by now, and have no eps.
-        made = {"kernel": row, "problem": problem, "places": places, "constants": self.constants, "eps": 0.0}
-        return made | ({"response": self.response} if self.response else {})
+        made = {"kernel": row, "problem": problem, "places": places, "strides": strides, "constants": self.constants}
+        # Batch norms are affine maps by now, and have no eps.
+        return made | {"eps": 0.0, "factor": 1.0} | self.numbers
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastconv.kernels import aten_map, aten_norm, aten_pool
+from fastconv.kernels import aten_map, aten_norm, aten_pool, aten_rows
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 
@@ -25,6 +25,7 @@ def rows() -> list[Kernel]:
         *aten_pool.rows(),
         *aten_norm.rows(),
         *aten_map.rows(),
+        *aten_rows.rows(),
     ]
 
 

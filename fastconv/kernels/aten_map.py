@@ -16,8 +16,10 @@ _ACTIVATIONS = {
     "leaky_relu": torch.nn.functional.leaky_relu,
     "silu": lambda x, alpha: torch.nn.functional.silu(x),
     "hardswish": lambda x, alpha: torch.nn.functional.hardswish(x),
+    "hardsigmoid": lambda x, alpha: torch.nn.functional.hardsigmoid(x),
     "sigmoid": lambda x, alpha: torch.sigmoid(x),
     "gelu": lambda x, alpha: torch.nn.functional.gelu(x),
+    "gelutanh": lambda x, alpha: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 
 

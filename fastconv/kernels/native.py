@@ -63,8 +63,12 @@ def _run(
     stats: Tensor | None = None,
     scale: Tensor | None = None,
     packed: Tensor | None = None,
+    keys: Tensor | None = None,
+    values: Tensor | None = None,
+    mask: Tensor | None = None,
     eps: float = EPS,
     response: tuple[float, float, float] = RESPONSE,
+    factor: float | None = None,
     threads: int = 0,
 ) -> Tensor:
     """Runs this kernel and no other, writing ``out``; ``threads=0`` means as many as torch uses.
@@ -73,7 +77,8 @@ def _run(
     """
     if problem.packed and packed is None:
         packed, w = pack(row, problem, w), None
-    C.run_kernel(
-        row, problem, out, x, w, y, bias, residual, index, mean, variance, stats, scale, packed, eps, response, threads
-    )
+    if factor is None:  # as torch has it
+        factor = max(1, problem.c // problem.groups) ** -0.5
+    given = (x, w, y, bias, residual, index, mean, variance, stats, scale, packed, keys, values, mask)
+    C.run_kernel(row, problem, out, *given, eps, response, factor, threads)
     return out

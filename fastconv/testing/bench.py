@@ -153,7 +153,8 @@ def _blank(problem: Problem) -> Tensor:
 def operand_sets(tensors: dict[str, Tensor], problem: Problem, cold: bool) -> list[dict[str, Tensor]]:
     """Operands in the problem's layout, weights included: one set, or copies that overflow the last cache together."""
     format = inputs.memory_format(problem)
-    first = {name: t.contiguous(memory_format=format) if t.dim() == 4 else t for name, t in tensors.items()}
+    turned = problem.op != "attention"  # whose operands have strides of their own
+    first = {name: t.contiguous(memory_format=format) if t.dim() == 4 and turned else t for name, t in tensors.items()}
     size = sum(t.numel() * t.element_size() for t in first.values())
     copies = COLD_FACTOR * machine.last_cache() // max(1, size) if cold else 0
     return [first, *({name: t.clone() for name, t in first.items()} for _ in range(copies))]

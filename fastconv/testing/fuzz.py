@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from fastconv import registry
 from fastconv.problem import Problem
 from fastconv.reference_map import OPS as MAPS
+from fastconv.reference_rows import OPS as ROWS
 from fastconv.registry import Kernel
-from fastconv.testing import check_map, check_norm, fuzz_map, fuzz_norm, fuzz_pool, tolerances
+from fastconv.testing import check_map, check_norm, check_rows, fuzz_map, fuzz_norm, fuzz_pool, fuzz_rows, tolerances
 from fastconv.testing.check import check_conv, is_exact
 from fastconv.testing.check_pool import check_pool
 
@@ -29,7 +30,19 @@ GROUPS = (1, 1, 1, 1, 2, 3, 4, 8, 17, 32)
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 16, 17, 23, 28, 35)
 WINDOWS = (1, 1, 2, 3, 3, 3, 4, 5, 7)
 STRIDES = (1, 1, 1, 2, 2, 3, 4)
-ACTIVATIONS = ("none", "none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid", "gelu")
+ACTIVATIONS = (
+    "none",
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "gelu",
+    "gelutanh",
+)
 ORDINARY = 0.2  # share of dense 3x3 convolutions of stride 1: they have kernels of their own
 SQUARE = 0.3  # share of 3x3 and 5x5 filters with equal strides and no dilation: many kernels have a way of their own
 OFFSETS = 16  # element offsets a buffer may start at, so that every alignment occurs
@@ -141,7 +154,7 @@ def fuzz(count: int, seed: int = 0, kernels: str = "") -> Tally:
         rng = random.Random(seed)
         problem = _problem_for(rng, hungry[rng.choice(sorted(hungry))])
         make = _conv_check if problem.is_conv else _norm_check if problem.is_norm else _pool_check
-        make = _map_check if problem.op in MAPS else make
+        make = _map_check if problem.op in MAPS else _rows_check if problem.op in ROWS else make
         check = make(rng, problem, seed)
         for rows in list(hungry.values()):
             for kernel in rows:
@@ -183,6 +196,8 @@ def _problem_for(rng: random.Random, rows: list[Kernel]) -> Problem:
             problem = fuzz_norm.random_problem(rng, pass_)
         elif op == "lrn2d":
             problem = fuzz_norm.random_response(rng, pass_)
+        elif op in ROWS:
+            problem = fuzz_rows.random_problem(rng, op)
         elif op in MAPS:
             problem = fuzz_map.random_problem(rng, op)
         else:
@@ -218,6 +233,13 @@ def _map_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
     kind = rng.choice(("integers", "special")) if rng.random() < INTEGER else "normal"
     options = {"kind": kind, "seed": seed, "offset": rng.randrange(OFFSETS), "threads": rng.choice((1, 2, 3))}
     return _Check(check_map.check_map, problem, options, kind != "normal")
+
+
+def _rows_check(rng: random.Random, problem: Problem, seed: int) -> _Check:
+    """Integers count, within the bound: no root and no power of theirs is exact."""
+    kind = rng.choice(("integers", "special")) if rng.random() < INTEGER else "normal"
+    options = {"kind": kind, "seed": seed, "offset": rng.randrange(OFFSETS), "threads": rng.choice((1, 2, 3))}
+    return _Check(check_rows.check_rows, problem, options, kind != "normal")
 
 
 def _norm_check(rng: random.Random, problem: Problem, seed: int) -> _Check:

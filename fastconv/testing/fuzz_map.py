@@ -8,7 +8,19 @@ from fastconv.problem import Problem
 
 CHANNELS = (1, 2, 3, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 130)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 14, 16, 17, 28, 33, 70)
-ACTIVATIONS = ("none", "none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid", "gelu")
+ACTIVATIONS = (
+    "none",
+    "none",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "gelu",
+    "gelutanh",
+)
 MAX_ELEMENTS = 30_000
 SLICED = 0.3  # share of the problems that read a slice, and of those that write one
 MOST_BESIDE = 9  # channels before and behind a slice

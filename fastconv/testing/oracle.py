@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastconv import reference, reference_map, reference_pool, registry
+from fastconv import reference, reference_map, reference_pool, reference_rows, registry
 from fastconv.kernels import aten
 from fastconv.problem import Problem
 from fastconv.testing import inputs, tolerances
@@ -101,6 +101,8 @@ def ask(problem: Problem) -> Oracle:
         return _ask_norm(problem)
     if problem.op in reference_map.OPS:
         return _ask_map(problem)
+    if problem.op in reference_rows.OPS:
+        return _ask_rows(problem)
     return _ask_conv(problem) if problem.is_conv else _ask_pool(problem)
 
 
@@ -150,6 +152,14 @@ def _ask_map(problem: Problem) -> Oracle:
         size = reference_map.interpolate(problem, case.tensors["x"].abs(), weighted=False)
         terms += (problem.h.size + problem.w.size) ** 2
     return Oracle(problem, case.tensors, case.expected, size, terms, "fastconv.reference_map in float64")
+
+
+def _ask_rows(problem: Problem) -> Oracle:
+    from fastconv.testing import check_rows
+
+    case, terms = check_rows.case(problem, "normal", SEED), check_rows.terms(problem)
+    size = None if problem.op == "copy2d" else case.size
+    return Oracle(problem, case.tensors, case.expected, size, terms, "fastconv.reference_rows in float64")
 
 
 def _ask_pool(problem: Problem) -> Oracle:

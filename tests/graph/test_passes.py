@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from fastconv.graph import operators, optimize, passes, translate
 from fastconv.graph.capture import capture
 from fastconv.graph.network import Network
-from fastconv.graph.passes import absorb_padding, fold_batch_norm, fuse_epilogue, linear_rows, merge_concats, tidy
+from fastconv.graph.passes import absorb_padding, fold_batch_norm, fuse_epilogue, merge_concats, tidy
 from tests.graph import networks
 
 aten = torch.ops.aten
@@ -163,14 +163,13 @@ class FeaturesLast(torch.nn.Module):
         return y + self.narrow(torch.nn.functional.gelu(self.wide(y)))
 
 
-def test_linear_layers_on_four_axes_become_rows_and_what_is_between_them_too():
+def test_linear_layers_on_four_axes_are_fused_with_what_is_between_them():
     model, x = FeaturesLast().double().eval(), torch.randn(2, 3, 5, 7, dtype=torch.double)
     graph = capture(model, ((x,), {}))
     translate.translate(graph.graph)
     network = Network(graph.graph, graph.tensors)
-    for each in (linear_rows, fuse_epilogue):
-        each.run(network)
-        torch.testing.assert_close(network.run(x)[0], model(x), rtol=1e-12, atol=1e-12)
+    fuse_epilogue.run(network)
+    torch.testing.assert_close(network.run(x)[0], model(x), rtol=1e-12, atol=1e-12)
     first, second = network.calls(operators.linear)
     assert second.args[0] is first and first.kwargs["activation"] == "gelu"
     for n in (2, 5):
@@ -178,13 +177,3 @@ def test_linear_layers_on_four_axes_become_rows_and_what_is_between_them_too():
         plan = optimize(model, x)
         torch.testing.assert_close(plan(images), model(images), rtol=1e-12, atol=1e-12)
     assert "aten.linear" not in str(plan)
-
-
-def test_two_sizes_that_vary_leave_a_linear_layer_to_pytorch():
-    linear, x = torch.nn.Linear(6, 4), torch.randn(2, 3, 5, 6)
-    program = torch.export.export(linear, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO},))
-    program.graph.eliminate_dead_code()
-    translate.translate(program.graph)
-    network = Network(program.graph, {})
-    linear_rows.run(network)
-    assert [node.target for node in network.graph.nodes if node.op == "call_function"] == [aten.linear.default]

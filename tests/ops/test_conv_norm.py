@@ -14,9 +14,12 @@ def composed(x, w, mean, variance, scale, shift, residual=None, second=None, act
     f = torch.nn.functional
     y = f.batch_norm(f.conv2d(x, w, None, stride, 1), mean, variance, scale, shift, True, 0.3, 1e-3)
     y = y if residual is None else y + residual
-    y = {"none": lambda t: t, "leaky_relu": lambda t: f.leaky_relu(t, 0.2)}.get(
-        activation, getattr(f, activation, None)
-    )(y)
+    own = {
+        "none": lambda t: t,
+        "leaky_relu": lambda t: f.leaky_relu(t, 0.2),
+        "gelutanh": lambda t: f.gelu(t, approximate="tanh"),
+    }
+    y = own.get(activation, getattr(f, activation, None))(y)
     return y if second is None else f.conv2d(y, second)
 
 
@@ -69,7 +72,7 @@ def test_compiles_whole():
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"activation": "tanh"}, r"activation is one of none, relu, .*, gelu, not 'tanh'"),
+        ({"activation": "tanh"}, r"activation is one of none, relu, .*, gelutanh, not 'tanh'"),
         ({"residual": torch.ones(2, 5, 2, 2), "second": torch.ones(3, 5, 1, 1)}, "give one of them"),
     ],
 )

@@ -151,6 +151,18 @@ Vec<A> silu(Vec<A> x) {
   return detail::unless_minus_infinite(x, scale(within * e.p / (V::broadcast(1) + e.value()), e.n));
 }
 
+// x·sigmoid(v) with v = 2·sqrt(2/pi)·(x + 0.044715·x³): gelu by tanh. Where x³ overflows, sigmoid is 0 or 1.
+template <class A>
+Vec<A> gelu_tanh(Vec<A> x) {
+  using V = Vec<A>;
+  using Table = detail::ExpTable<A>;
+  constexpr A twice_root = static_cast<A>(1.5957691216057308), cubic = static_cast<A>(0.044715);
+  const V v = V::broadcast(twice_root) * fma(V::broadcast(cubic) * (x * x), x, x);
+  const V within = at_least(v, V::broadcast(Table::lowest));
+  const auto e = detail::exp_parts(at_most(within, V::broadcast(Table::enough)));
+  return detail::unless_minus_infinite(x, x * scale(e.p / (V::broadcast(1) + e.value()), e.n));
+}
+
 template <class A>
 Vec<A> gelu(Vec<A> x) {
   using V = Vec<A>;

@@ -24,10 +24,16 @@ FASTCONV_DEVICE float activate(Activation activation, float alpha, float x) {
       const float gate = x + three > 0 ? (x + three < six ? x + three : six) : 0.0f;
       return x * gate / six;
     }
+    case Activation::hardsigmoid:
+      return (x + three > 0 || x != x ? (x + three < six || x != x ? x + three : six) : 0.0f) / six;
     case Activation::sigmoid:
       return 1.0f / (1.0f + expf(-x));
     case Activation::gelu:
       return x * 0.5f * erfcf(-x * sqrt_half);
+    case Activation::gelutanh: {
+      constexpr float root = 0.79788456080286536f, cubic = 0.044715f;  // root: of 2/pi
+      return x / (1.0f + expf(-2.0f * root * (x + cubic * x * x * x)));
+    }
   }
   return x;
 }

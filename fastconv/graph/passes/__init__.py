@@ -5,9 +5,30 @@ that changes the network's graph in place; after each the graph still computes w
 from __future__ import annotations
 
 from fastconv.graph.network import Network
-from fastconv.graph.passes import absorb_padding, fold_batch_norm, fuse_epilogue, linear_rows, merge_concats, tidy
+from fastconv.graph.passes import (
+    absorb_padding,
+    constant_terms,
+    fold_batch_norm,
+    fold_constants,
+    fuse_epilogue,
+    leading_tokens,
+    merge_concats,
+    regroup,
+    tidy,
+)
 
-PASSES = (tidy, fold_batch_norm, absorb_padding, linear_rows, fuse_epilogue, merge_concats, tidy)
+PASSES = (
+    tidy,
+    fold_constants,
+    leading_tokens,
+    constant_terms,
+    regroup,
+    fold_batch_norm,
+    absorb_padding,
+    fuse_epilogue,
+    merge_concats,
+    tidy,
+)
 
 
 def run(network: Network) -> None:

@@ -9,6 +9,9 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 HALF_SQRT2 = tl.constexpr(0.7071067811865476)
+# gelu by tanh is x·sigmoid(2u): -2u is x times GELU_LINEAR + GELU_CUBIC·x².
+GELU_LINEAR = tl.constexpr(-1.5957691216057308)
+GELU_CUBIC = tl.constexpr(-1.5957691216057308 * 0.044715)
 SIX = tl.constexpr(6.0)
 THREE = tl.constexpr(3.0)
 BFLOAT_SHIFT = tl.constexpr(16)
@@ -104,10 +107,15 @@ def activate(x, alpha, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "hardswish":
         shifted = x + THREE
         return x * tl.where(shifted < 0, 0.0, tl.where(shifted > SIX, SIX, shifted)) / SIX
+    elif ACTIVATION == "hardsigmoid":
+        shifted = x + THREE
+        return tl.where(shifted < 0, 0.0, tl.where(shifted > SIX, SIX, shifted)) / SIX
     elif ACTIVATION == "sigmoid":
         return 1.0 / (1.0 + tl.exp(-x))
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * HALF_SQRT2))
+    elif ACTIVATION == "gelutanh":
+        return x / (1.0 + tl.exp(x * (GELU_LINEAR + GELU_CUBIC * x * x)))
     else:
         return x
 

@@ -16,7 +16,7 @@ from .tiles import small_tile
 
 EPS = 1e-3
 SLOPE = 0.1
-ACTIVATIONS = ("relu", "none", "silu", "relu6", "leaky_relu", "hardswish", "sigmoid", "gelu")
+ACTIVATIONS = ("relu", "none", "silu", "relu6", "leaky_relu", "hardswish", "hardsigmoid", "sigmoid", "gelu", "gelutanh")
 RANDOM = 100
 MAX_FLOPS, MAX_PIXELS = 3e5, 500
 MEASURED = (

@@ -27,6 +27,8 @@ def fused(monkeypatch):
 def activated(x, activation, alpha):
     if activation == "leaky_relu":
         return F.leaky_relu(x, alpha)
+    if activation == "gelutanh":
+        return F.gelu(x, approximate="tanh")
     return x if activation == "none" else getattr(F, activation)(x)
 
 
@@ -100,8 +102,9 @@ def test_the_function_and_its_gradients_are_torchs_in_double(geometry, behind, f
 
 
 @pytest.mark.parametrize("behind", ["residual", "second"])
-@pytest.mark.parametrize("activation", conv_norm.ACTIVATIONS)
+@pytest.mark.parametrize("activation", [name for name in conv_norm.ACTIVATIONS if name != "hardsigmoid"])
 def test_every_activation_to_second_order(activation, behind):
+    """But hardsigmoid, of which torch has none."""
     x, w = torch.randn(2, 3, 5, 4), torch.randn(9, 3, 2, 2)
     shape, options = SECONDS["second"] if behind == "second" else (None, {})
     filters = None if shape is None else torch.randn(shape)
