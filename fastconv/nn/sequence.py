@@ -27,7 +27,9 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
     nn.LeakyReLU: lambda layer: ("leaky_relu", float(layer.negative_slope)),
     nn.SiLU: lambda _: ("silu", 0.0),
     nn.Hardswish: lambda _: ("hardswish", 0.0),
+    nn.Hardsigmoid: lambda _: ("hardsigmoid", 0.0),
     nn.Sigmoid: lambda _: ("sigmoid", 0.0),
+    nn.GELU: lambda layer: ("gelutanh" if layer.approximate == "tanh" else "gelu", 0.0),
 }
 _ORIGINAL = "_fastconv_original_sequence"  # on the twin of a subclass of nn.Sequential: the subclass
 

@@ -16,7 +16,8 @@ from fastconv.models import create_model
 from fastconv.profiling.trace import trace
 from tests.nn.models import snapshot
 
-ACTIVATIONS = (nn.ReLU(), nn.ReLU(True), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU(), nn.Hardswish(), nn.Sigmoid())
+ACTIVATIONS = (nn.ReLU(), nn.ReLU(True), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid())
+ACTIVATIONS += (nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"))
 TOLERANCES = {torch.float64: (1e-12, 1e-12), torch.float32: (2e-5, 1e-5), torch.bfloat16: (5e-2, 2e-2)}
 
 
