@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastconv._native import C
+from fastconv.functional.inference import conv2d_act, conv2d_norm_act
 from fastconv.nn.layers import BatchNorm2d, Conv2d
 
 # Activation modules -> their name in ``conv2d_act`` and the parameter alpha.
@@ -125,8 +125,8 @@ def _together(run: Sequence[nn.Module], x: Tensor) -> Any:
     activation = _ACTIVATIONS[type(others[-1])](others[-1]) if type(others[-1]) in _ACTIVATIONS else ("none", 0.0)
     call = (x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, *activation)
     if not isinstance(others[0], BatchNorm2d):
-        return C.conv2d_act(*call)
+        return conv2d_act(*call)
     norm = others[0]
     if norm.training or norm.running_mean is None:
         return NotImplemented
-    return C.conv2d_norm_act(*call, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    return conv2d_norm_act(*call, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
