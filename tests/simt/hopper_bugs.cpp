@@ -235,6 +235,17 @@ void store_left_behind(World world) {
     commit_boxes();
   }
 }
+void store_through_a_map_for_loads(World world) {
+  world.map = tiled_map<float, 2>({world.out, {32, 8}, {128}, 128}, {32, 8});
+  write_tile();
+  fence_for_copies();
+  barrier();
+  if (this_thread() == 0) {
+    store_box(world.map, tile(), 0, 0);
+    commit_boxes();
+    wait_boxes<0>();
+  }
+}
 void named_by_too_few(World) {
   if (this_thread() < 32) named_wait(1, 64);
 }
@@ -343,6 +354,7 @@ int main() {
   MUST_FAIL(written_without_barrier, "multiplies");
   MUST_FAIL(store_without_fence, "without a fence");
   MUST_FAIL(write_into_a_store, "still reads");
+  MUST_FAIL(store_through_a_map_for_loads, "that rounds");
   MUST_FAIL(store_left_behind, "before its bulk stores were waited for");
   MUST_FAIL(named_by_too_few, "waits at named barrier 1");
   MUST_FAIL(named_in_two_sizes, "threads while it waits for");

@@ -296,7 +296,7 @@ void check_store() {
       constexpr int c = 40, rows = 7;
       std::vector<float> to(c * rows, -7);
       World world;
-      world.map = tiled_map<float, 2>({to.data(), {c, rows}, {c * 4}, span}, {32, 8});
+      world.map = tiled_map<float, 2>({to.data(), {c, rows}, {c * 4}, span}, {32, 8}, Moves::out);
       world.from = first;
       const Allowed allowed({{to.data(), static_cast<int64_t>(to.size() * 4), true}});
       start(store_numbers, world, 1);
@@ -318,8 +318,10 @@ int main() {
   check_product<f16, 64>("f16");
   check_product<bf16, 32>("bf16");
   check_product<bf16, 128>("bf16");
+  check_product<bf16, 256>("bf16");
   check_product<float, 64>("tf32");
   check_product<float, 128>("tf32");
+  check_product<float, 256>("tf32");
   check_tiled();
   check_im2col();
   check_store();

@@ -68,13 +68,16 @@ def check_hopper_instructions(entry: cubin.Entry, code: str) -> None:
         return
     assert "LDL" not in code and "STL" not in code, f"{entry.name} uses local memory."
     assert "ATOM" not in code and "RED." not in code, f"{entry.name} adds in an order of its own."
-    columns = re.search(r"GroupTile<(\d+)>", entry.name).group(1)
+    tile = re.search(r"(Group|Conv)Tile<(\d+), (\d+)(?:, (true|false|\d))?>", entry.name)
+    swapped = tile.group(4) in ("true", "1")  # pixels are the product's columns, not its rows
+    columns = tile.group(2 if swapped else 3)
     depth, kind = ("8", ".TF32") if "<float" in entry.name else ("16", "")
     product = rf"HGMMA\.64x{columns}x{depth}\.F32{'.BF16' if 'bf16' in entry.name else kind}"
     assert len(re.findall(product, code)) >= 8, entry.name
     assert "UTMALDG.2D" in code or "UTMALDG.3D" in code, entry.name
     assert "UTMALDG.4D.IM2COL" in code, entry.name
     assert "USETMAXREG" in code and "SYNCS" in code and "STG.E.128" in code, entry.name
+    assert ("UTMASTG.3D" in code) == (tile.group(1) == "Conv" and not swapped), entry.name
 
 
 def test_device_code_links_and_loads(compiled, tmp_path):

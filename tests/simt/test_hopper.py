@@ -25,6 +25,16 @@ PROBLEMS = (
     "n2c36h15w18_k40r2s3_d3x2_p1x2_tf32nhwc",
     "n2c128h17w18_k192r3s3_p1_g2_f16nhwc",
     "n5c8h33w35_k24r7s7_u2_p3_bf16nhwc",
+    # Boxes stored by the copy engine: of 128 and 64 bytes, of floats, into a slice, in groups; gradients.
+    "n2c64h19w18_k136r3s3_p1_tf32nhwc_bias_relu6",
+    "n2c64h13w18_k96r1s1_bf16nhwc_bias_out16of144",
+    "n2c72h19w18_k24r3s3_p1_f16nhwc_relu",
+    "n1c128h17w15_k144r3s3_p1_g2_bf16nhwc_bias_relu",
+    "n2c136h9w17_k64r3s3_p1_f16nhwc_dgrad",
+    # 33 to 64 written channels: pixels as columns.
+    "n3c24h19w18_k64r3s3_p1_bf16nhwc_bias_res_relu",
+    "n2c48h17w18_k64r3s3_u2_p1_bf16nhwc_dgrad_res",
+    "n2c128h17w18_k128r3s3_u2x1_p1_g2_f16nhwc_bias_silu",
     # Strided gradients by phases, some of them without a tap; asymmetric padding.
     "n2c72h19w18_k136r3s2_u2x1_p1x0_bf16nhwc_dgrad_res",
     "n3c64h21w18_k40r1s1_u2x3_f16nhwc_dgrad",

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
+#include <optional>
 
 #include "vectors.h"
 
@@ -37,6 +39,20 @@ FASTCONV_DEVICE float activate(Activation activation, float alpha, float x) {
   }
   return x;
 }
+
+// An activation that does no more than bound its argument: a few instructions where `activate` is hundreds.
+struct Bounds {
+  float low, high;
+
+  FASTCONV_DEVICE float operator()(float x) const { return x < low ? low : (x > high ? high : x); }
+  static std::optional<Bounds> of(Activation activation) {
+    constexpr float most = std::numeric_limits<float>::infinity(), six = 6;
+    if (activation == Activation::none) return Bounds{-most, most};
+    if (activation == Activation::relu) return Bounds{0, most};
+    if (activation == Activation::relu6) return Bounds{0, six};
+    return {};
+  }
+};
 
 // Of one call, by value in a kernel's parameters. Pixels and channels are those of the written tensor.
 template <class T>

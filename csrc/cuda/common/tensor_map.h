@@ -33,6 +33,9 @@ struct TensorView {
 template <int Rank>
 using Box = std::array<int, Rank>;
 
+// Maps for loads round floats to tf32 on the way; those for stores leave them.
+enum class Moves { in, out };
+
 // im2col of [N][H][W][C]: pixels from the lower corner to the last pixel + upper corner, in steps; each of W, H.
 struct Columns {
   std::array<int, 2> lower, upper, step;
@@ -48,13 +51,13 @@ struct TensorMap {
 namespace detail {
 
 template <class T>
-constexpr CUtensorMapDataType map_type() {
+CUtensorMapDataType map_type(Moves moves) {
   if constexpr (std::is_same_v<T, f16>)
     return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   else if constexpr (std::is_same_v<T, bf16>)
     return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   else
-    return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+    return moves == Moves::in ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
 }
 
 inline CUtensorMapSwizzle map_swizzle(int bytes) {
@@ -85,7 +88,7 @@ inline void made(CUresult result, const char* what) {
 }  // namespace detail
 
 template <class T, int Rank>
-TensorMap tiled_map(const TensorView<Rank>& view, const Box<Rank>& box) {
+TensorMap tiled_map(const TensorView<Rank>& view, const Box<Rank>& box, Moves moves = Moves::in) {
   static auto* const encode = detail::driver_function<decltype(cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   TensorMap out;
   cuuint64_t size[Rank], stride[Rank];
@@ -94,8 +97,8 @@ TensorMap tiled_map(const TensorView<Rank>& view, const Box<Rank>& box) {
     size[d] = static_cast<cuuint64_t>(view.size[d]), extent[d] = static_cast<cuuint32_t>(box[d]), step[d] = 1;
     if (d) stride[d - 1] = static_cast<cuuint64_t>(view.stride[d - 1]);
   }
-  detail::made(encode(&out.map, detail::map_type<T>(), Rank, const_cast<void*>(view.base), size, stride, extent, step,
-                      CU_TENSOR_MAP_INTERLEAVE_NONE, detail::map_swizzle(view.swizzle),
+  detail::made(encode(&out.map, detail::map_type<T>(moves), Rank, const_cast<void*>(view.base), size, stride, extent,
+                      step, CU_TENSOR_MAP_INTERLEAVE_NONE, detail::map_swizzle(view.swizzle),
                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
                "cuTensorMapEncodeTiled");
   return out;
@@ -110,10 +113,10 @@ TensorMap im2col_map(const TensorView<4>& view, const Columns& columns) {
   for (int d = 0; d < 4; ++d) size[d] = static_cast<cuuint64_t>(view.size[d]);
   for (int d = 0; d < 3; ++d) stride[d] = static_cast<cuuint64_t>(view.stride[d]);
   detail::made(
-      encode(&out.map, detail::map_type<T>(), 4, const_cast<void*>(view.base), size, stride, columns.lower.data(),
-             columns.upper.data(), static_cast<cuuint32_t>(columns.channels), static_cast<cuuint32_t>(columns.pixels),
-             step, CU_TENSOR_MAP_INTERLEAVE_NONE, detail::map_swizzle(view.swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      encode(&out.map, detail::map_type<T>(Moves::in), 4, const_cast<void*>(view.base), size, stride,
+             columns.lower.data(), columns.upper.data(), static_cast<cuuint32_t>(columns.channels),
+             static_cast<cuuint32_t>(columns.pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             detail::map_swizzle(view.swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
       "cuTensorMapEncodeIm2col");
   // Drivers up to 13.1 make maps of tensors under 128 KiB wrongly; CUTLASS clears the same bit
   // (copy_traits_sm90_im2col.hpp).
@@ -163,6 +166,12 @@ FASTCONV_DEVICE void store_box(const TensorMap& map, const void* from, int c0, i
       "r"(shared_address(from)), "r"(c0), "r"(c1)
       : "memory");
 }
+FASTCONV_DEVICE void store_box(const TensorMap& map, const void* from, int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(detail::address(map)),
+      "r"(shared_address(from)), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
 FASTCONV_DEVICE void commit_boxes() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int Left>
 FASTCONV_DEVICE void wait_boxes() {
@@ -172,10 +181,10 @@ FASTCONV_DEVICE void wait_boxes() {
 #else
 
 template <class T, int Rank>
-TensorMap tiled_map(const TensorView<Rank>& view, const Box<Rank>& box) {
+TensorMap tiled_map(const TensorView<Rank>& view, const Box<Rank>& box, Moves moves = Moves::in) {
   TensorMap map;
   map.base = static_cast<const char*>(view.base), map.element_bytes = sizeof(T), map.rank = Rank;
-  map.round_tf32 = std::is_same_v<T, float>, map.swizzle = view.swizzle;
+  map.round_tf32 = std::is_same_v<T, float> && moves == Moves::in, map.swizzle = view.swizzle;
   for (int d = 0; d < Rank; ++d) {
     const auto i = static_cast<size_t>(d);
     map.size[d] = view.size[i], map.box[d] = box[i], map.stride[d] = d ? view.stride[i - 1] : map.element_bytes;
@@ -217,6 +226,10 @@ inline void store_box(const TensorMap& map, const void* from, int c0, int c1) {
   const int at[] = {c0, c1};
   store_tensor(map, from, at);
 }
+inline void store_box(const TensorMap& map, const void* from, int c0, int c1, int c2) {
+  const int at[] = {c0, c1, c2};
+  store_tensor(map, from, at);
+}
 inline void commit_boxes() { commit_stores(); }
 template <int Left>
 void wait_boxes() {
@@ -224,5 +237,11 @@ void wait_boxes() {
 }
 
 #endif
+
+// Where a byte of a box lies whose lines are `span` bytes long and swizzled; the box starts at a multiple of 1024.
+FASTCONV_DEVICE int swizzled_at(int byte, int span) {
+  constexpr int chunk = 16, line_bits = 3;
+  return byte ^ (byte >> line_bits & (span / chunk - 1) * chunk);
+}
 
 }  // namespace fastconv::FASTCONV_GPU

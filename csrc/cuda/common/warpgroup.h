@@ -46,7 +46,7 @@ FASTCONV_DEVICE void hold(float (&sums)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Lists of 16, 32 and 64 operands, as text and as constraints.
+// Lists of 16, 32, 64 and 128 operands, as text and as constraints.
 #define FASTCONV_R8(a, b, c, d, e, f, g, h) "%" #a ", %" #b ", %" #c ", %" #d ", %" #e ", %" #f ", %" #g ", %" #h
 #define FASTCONV_R16 FASTCONV_R8(0, 1, 2, 3, 4, 5, 6, 7) ", " FASTCONV_R8(8, 9, 10, 11, 12, 13, 14, 15)
 #define FASTCONV_R32 \
@@ -55,12 +55,17 @@ FASTCONV_DEVICE void hold(float (&sums)[Count]) {
   FASTCONV_R32                                                                                                        \
   ", " FASTCONV_R8(32, 33, 34, 35, 36, 37, 38, 39) ", " FASTCONV_R8(40, 41, 42, 43, 44, 45, 46, 47) ", " FASTCONV_R8( \
       48, 49, 50, 51, 52, 53, 54, 55) ", " FASTCONV_R8(56, 57, 58, 59, 60, 61, 62, 63)
+#define FASTCONV_R128 \
+  FASTCONV_R64 ", " FASTCONV_R8(64, 65, 66, 67, 68, 69, 70, 71) ", " FASTCONV_R8(72, 73, 74, 75, 76, 77, 78, 79) ", " FASTCONV_R8(80, 81, 82, 83, 84, 85, 86, 87) ", " FASTCONV_R8(88, 89, 90, 91, 92, 93, 94, 95) ", " FASTCONV_R8(96, 97, 98, 99, 100, 101, 102, 103) ", " FASTCONV_R8(104, 105, 106, 107, 108, 109, 110, 111) ", " FASTCONV_R8(112, 113, 114, 115, 116, 117, 118, 119) ", " FASTCONV_R8(120, 121, 122, 123, 124, 125, 126, 127)
 #define FASTCONV_C8(i)                                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define FASTCONV_C16 FASTCONV_C8(0), FASTCONV_C8(8)
 #define FASTCONV_C32 FASTCONV_C16, FASTCONV_C8(16), FASTCONV_C8(24)
 #define FASTCONV_C64 FASTCONV_C32, FASTCONV_C8(32), FASTCONV_C8(40), FASTCONV_C8(48), FASTCONV_C8(56)
+#define FASTCONV_C128                                                                                                  \
+  FASTCONV_C64, FASTCONV_C8(64), FASTCONV_C8(72), FASTCONV_C8(80), FASTCONV_C8(88), FASTCONV_C8(96), FASTCONV_C8(104), \
+      FASTCONV_C8(112), FASTCONV_C8(120)
 
 template <class T, int Columns>
 struct GroupProduct;
@@ -109,22 +114,27 @@ struct GroupProduct;
 FASTCONV_WGMMA16(f16, "f16", 32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21, 22)
 FASTCONV_WGMMA16(f16, "f16", 64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37, 38)
 FASTCONV_WGMMA16(f16, "f16", 128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69, 70)
+FASTCONV_WGMMA16(f16, "f16", 256, FASTCONV_R128, FASTCONV_C128, 128, 129, 130, 131, 132, 133, 134)
 FASTCONV_WGMMA16(bf16, "bf16", 32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21, 22)
 FASTCONV_WGMMA16(bf16, "bf16", 64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37, 38)
 FASTCONV_WGMMA16(bf16, "bf16", 128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69, 70)
+FASTCONV_WGMMA16(bf16, "bf16", 256, FASTCONV_R128, FASTCONV_C128, 128, 129, 130, 131, 132, 133, 134)
 FASTCONV_WGMMA8(32, FASTCONV_R16, FASTCONV_C16, 16, 17, 18, 19, 20, 21)
 FASTCONV_WGMMA8(64, FASTCONV_R32, FASTCONV_C32, 32, 33, 34, 35, 36, 37)
 FASTCONV_WGMMA8(128, FASTCONV_R64, FASTCONV_C64, 64, 65, 66, 67, 68, 69)
+FASTCONV_WGMMA8(256, FASTCONV_R128, FASTCONV_C128, 128, 129, 130, 131, 132, 133)
 #undef FASTCONV_WGMMA16
 #undef FASTCONV_WGMMA8
 #undef FASTCONV_R8
 #undef FASTCONV_R16
 #undef FASTCONV_R32
 #undef FASTCONV_R64
+#undef FASTCONV_R128
 #undef FASTCONV_C8
 #undef FASTCONV_C16
 #undef FASTCONV_C32
 #undef FASTCONV_C64
+#undef FASTCONV_C128
 
 #else
 

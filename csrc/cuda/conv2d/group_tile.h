@@ -15,22 +15,27 @@ namespace fastconv::FASTCONV_GPU {
 inline constexpr int line_bytes = 128;             // of depth in a stage, and of a swizzle's span
 inline constexpr int span_bytes = 8 * line_bytes;  // eight lines
 inline constexpr int consumer_groups = 2, warps_of_consumer = threads_of_group / lanes_of_warp;
+inline constexpr int most_shared_bytes = 227 << 10;  // of a block
 inline constexpr int producer_registers = 40, consumer_registers = 232;
 
-template <int Columns>
+// Rows x Columns sums. A warp's pass through memory of its own, 16 rows and a part of the columns at a time: as floats
+// to threads that store neighbours, or as boxes to the copy engine.
+template <int Rows, int Columns>
 struct GroupTile {
-  static constexpr int rows = 128, columns = Columns, halves = rows / group_rows;
+  static constexpr int rows = Rows, columns = Columns, halves = Rows / group_rows;
   static constexpr int threads = (1 + consumer_groups) * threads_of_group;
-  static constexpr int left_bytes = rows * line_bytes, stage_bytes = left_bytes + Columns * line_bytes;
-  static constexpr int stages = Columns > 64 ? 5 : Columns > 32 ? 6 : 8;
-  // A warp's sums pass through memory of its own, 16 rows and up to 64 columns at a time, to threads that store
-  // neighbours.
-  static constexpr int part_rows = 16, part_columns = Columns < 64 ? Columns : 64, pitch = part_columns + 8;
-  static constexpr int part_bytes = part_rows * pitch * 4;
-  static constexpr int parts_at = stages * stage_bytes;
-  static constexpr int barriers_at = parts_at + consumer_groups * warps_of_consumer * part_bytes;
+  static constexpr int left_bytes = Rows * line_bytes, stage_bytes = left_bytes + Columns * line_bytes;
+  static constexpr int part_rows = 16, part_columns = Columns < 64 ? Columns : 64;
+  static constexpr int pitch = part_columns + 8, pitch_down = part_rows + 4;
+  static constexpr int part_bytes = 5 * span_bytes, box_slots = 2;
+  static constexpr int parts_bytes = consumer_groups * warps_of_consumer * part_bytes;
+  static constexpr int fitting = (most_shared_bytes - parts_bytes) / (stage_bytes + 2 * 8);
+  static constexpr int stages = fitting < 8 ? fitting : 8;
+  static constexpr int parts_at = stages * stage_bytes, barriers_at = parts_at + parts_bytes;
   static constexpr int shared_bytes = barriers_at + 2 * stages * 8;
-  static_assert(Columns % part_columns == 0 && shared_bytes <= 227 << 10);
+  static_assert(Rows % group_rows == 0 && Columns % part_columns == 0 && stages >= 4);
+  static_assert(part_rows * pitch * 4 <= part_bytes && part_columns * pitch_down * 4 <= part_bytes);
+  static_assert(box_slots * part_rows * line_bytes <= part_bytes);
 };
 
 // What both sides of the pipeline count: steps of all tiles so far.
@@ -111,19 +116,19 @@ struct GroupSums {
     for (int i = 0; i < Tile::columns / 2; ++i) sum[half][i] = 0;
   }
 
-  // Calls put(row, column, V neighbouring sums) for all of the tile that this warp has, V = 1 or a power of 2.
+  // Calls put(row, column, V sums that are neighbours along the row) for all of the tile that this warp has, V = 1 or a
+  // power of 2.
   template <int V, class Put>
   FASTCONV_DEVICE void each(Put&& put) const {
     constexpr int part = Tile::part_columns, across = part / V;
-    const int lane = this_thread() % lanes_of_warp, warp = this_thread() / lanes_of_warp - warps_of_consumer;
-    const Shared<float> own = Shared<float>::at(Tile::parts_at + warp * Tile::part_bytes);
-    const int first_row = warp % warps_of_consumer * Tile::part_rows;
+    const int lane = this_thread() % lanes_of_warp, first_row = own_warp() % warps_of_consumer * Tile::part_rows;
+    const Shared<float> own = Shared<float>::at(own_part());
     FASTCONV_UNROLL
     for (int half = 0; half < Tile::halves; ++half) FASTCONV_UNROLL
     for (int column = 0; column < Tile::columns; column += part) {
       FASTCONV_UNROLL
       for (int i = 0; i < part / 2; i += 2)
-        own.write((lane / 4 + i / 2 % 2 * 8) * Tile::pitch + i / 4 * 8 + lane % 4 * 2,
+        own.write(row_of(i) * Tile::pitch + column_of(i),
                   Pack<float, 2>{{sum[half][column / 2 + i], sum[half][column / 2 + i + 1]}});
       join_lanes();
       for (int i = lane; i < Tile::part_rows * across; i += lanes_of_warp) {
@@ -135,6 +140,68 @@ struct GroupSums {
       join_lanes();
     }
   }
+
+  // The same with neighbours down the column.
+  template <int V, class Put>
+  FASTCONV_DEVICE void each_down(Put&& put) const {
+    constexpr int part = Tile::part_columns, down = Tile::part_rows / V;
+    const int lane = this_thread() % lanes_of_warp, first_row = own_warp() % warps_of_consumer * Tile::part_rows;
+    const Shared<float> own = Shared<float>::at(own_part());
+    FASTCONV_UNROLL
+    for (int half = 0; half < Tile::halves; ++half) FASTCONV_UNROLL
+    for (int column = 0; column < Tile::columns; column += part) {
+      FASTCONV_UNROLL
+      for (int i = 0; i < part / 2; ++i)
+        own.put((column_of(i) + i % 2) * Tile::pitch_down + row_of(i), sum[half][column / 2 + i]);
+      join_lanes();
+      for (int i = lane; i < part * down; i += lanes_of_warp) {
+        const int beside = i / down, row = i % down * V;
+        float value[V];
+        own.read_all(value, beside * Tile::pitch_down + row);
+        put(half * group_rows + first_row + row, column + beside, value);
+      }
+      join_lanes();
+    }
+  }
+
+  // Boxes of 16 rows and box_columns to the copy engine: finish(column, two sums) makes the elements, store(row,
+  // column, box) starts the copy. The last boxes may be on their way when it returns (wait_boxes).
+  static constexpr int box_line =
+      Tile::columns * int{sizeof(T)} < line_bytes ? Tile::columns * int{sizeof(T)} : line_bytes;
+  static constexpr int box_columns = box_line / int{sizeof(T)};
+  template <class Finish, class Store>
+  FASTCONV_DEVICE void each_box(Finish&& finish, Store&& store) const {
+    const int first_row = own_warp() % warps_of_consumer * Tile::part_rows;
+    const bool stores = this_thread() % lanes_of_warp == 0;
+    FASTCONV_UNROLL
+    for (int half = 0; half < Tile::halves; ++half) FASTCONV_UNROLL
+    for (int column = 0; column < Tile::columns; column += box_columns) {
+      constexpr int per_half = Tile::columns / box_columns;
+      static_assert(Tile::halves * per_half % Tile::box_slots == 0);
+      const int slot = (half * per_half + column / box_columns) % Tile::box_slots;
+      const int box = own_part() + slot * Tile::part_rows * line_bytes;
+      if (stores) wait_boxes<Tile::box_slots - 1>();
+      join_lanes();
+      FASTCONV_UNROLL
+      for (int i = 0; i < box_columns / 2; i += 2) {
+        const float pair[2] = {sum[half][column / 2 + i], sum[half][column / 2 + i + 1]};
+        const int byte = row_of(i) * box_line + column_of(i) * int{sizeof(T)};
+        Shared<T>::at(box + swizzled_at(byte, box_line)).write(0, finish(column + column_of(i), pair));
+      }
+      fence_for_copies();
+      join_lanes();
+      if (!stores) continue;
+      store(half * group_rows + first_row, column, shared_base() + box);
+      commit_boxes();
+    }
+  }
+
+ private:
+  // Places of sum i and its neighbour in a warp's 16 rows.
+  FASTCONV_DEVICE static int row_of(int i) { return this_thread() % lanes_of_warp / 4 + i / 2 % 2 * 8; }
+  FASTCONV_DEVICE static int column_of(int i) { return i / 4 * 8 + this_thread() % 4 * 2; }
+  FASTCONV_DEVICE static int own_warp() { return this_thread() / lanes_of_warp - warps_of_consumer; }
+  FASTCONV_DEVICE static int own_part() { return Tile::parts_at + own_warp() * Tile::part_bytes; }
 };
 
 }  // namespace fastconv::FASTCONV_GPU

@@ -1,18 +1,23 @@
 // fprop and dgrad as one implicit matrix product on sm_90's copy engine and warpgroup products. Has not run on hardware
 // yet.
 //
-// Algorithm: a persistent grid; a block's producer thread brings 128 pixels x 128 bytes of source channels of one tap
-// with one im2col copy (one tiled copy for 1x1) and as many bytes of 32, 64 or 128 filters with another, five to eight
-// stages deep; two warpgroups multiply tiles of 128 x 128 (x 64, x 32 for fewer written channels) in turns
-// (group_tile.h), one storing while the other multiplies. The padding is the copies' zero fill. Strided gradients go by
-// phases (walk.h), each with a map of its own, all in one grid. Sums pass through shared memory to the epilogue, 16
-// bytes of channels a thread, eight threads a line. Predicted for n256c256h14w14_k256r3s3_p1_bf16nhwc on H200 (790
-// TFLOP/s of bf16, copy 4.3 TB/s): 59.2 GFLOP, 53 MB, limit 75 us; 784 tiles on 132 blocks are 5.94 a block, 1 % lost
-// to the last; one block a multiprocessor (384 threads, 168 registers, 197 KiB), 19 % occupancy. It loses: where K or C
-// are no multiples of 128 or 64, to the padding of the tiles; K = 64, whose products read shared memory as long as they
-// multiply, to swapped operands (pixels as columns, 256 of them); C < 64 to kernels that join taps in a stage. An
-// address off 16 bytes, which the copy engine cannot start at, goes the way of igemm.cu (sm80). To check on hardware:
-// the notes of tensor_map.h and emulator/tensor.cpp; whether bulk stores beat the threads' own.
+// Algorithm: a persistent grid; a block's producer thread brings 128 bytes of source channels of 128 pixels of one tap
+// with one im2col copy (one tiled copy for 1x1) and as many of 128 filters with another, five stages deep; two
+// warpgroups multiply tiles of 128 x 128 in turns (group_tile.h), one storing while the other multiplies. The padding
+// is the copies' zero fill. Strided gradients go by phases (walk.h), each with a map of its own, all in one grid.
+// Without a residual, and with an activation that bounds at most, warps write elements to shared memory and the copy
+// engine stores boxes of 16 pixels x 128 bytes; else sums pass through shared memory to threads that store 16 bytes,
+// eight a line. Written channels up to 64 change sides: 64 filters x 256 pixels, whose products read 80 cycles of
+// shared memory in 128 where two of 64 columns read 128. Up to 32 they do not: half of the 64 rows would be padding.
+//
+// Predicted for n256c256h14w14_k256r3s3_p1_bf16nhwc on H200 (790 TFLOP/s of bf16, copy 4.3 TB/s): 59.2 GFLOP, 53 MB,
+// limit 75 us; 784 tiles on 132 blocks are 5.94 a block, 1 % lost to the last; one block a multiprocessor (384 threads,
+// 168 registers, 200 KiB), 19 % occupancy. Its blocks read 925 MB from L2: more than 12 TB/s, if they are to take no
+// longer than their products. It loses: where K or C are no multiples of 128 or 64, to the padding of the tiles; C < 64
+// to kernels that join taps in a stage. An address off 16 bytes, which the copy engine cannot start at, goes the way of
+// igemm.cu (sm80). To check on hardware: the notes of tensor_map.h and emulator/tensor.cpp; what L2 delivers, and with
+// it whether clusters that share their copies (multicast) are worth their barriers; whether boxes beat the threads'
+// stores.
 #include "group_tile.h"
 
 #include "cuda/common/epilogue.h"
@@ -28,10 +33,18 @@ namespace {
 
 constexpr int most_maps = 16;  // phases that fit a kernel's parameters
 
+// Pixels are the product's rows and written channels its columns, or the other way round (swapped).
+template <int Pixels, int Channels, bool Swapped>
+struct ConvTile : GroupTile<Swapped ? Channels : Pixels, Swapped ? Pixels : Channels> {
+  static constexpr int pixels = Pixels, channels = Channels;
+  static constexpr bool swapped = Swapped;
+};
+
 template <class T>
 struct GroupParams {
   TensorMap source[most_maps];  // of each phase
   TensorMap filter;             // [written channel][tap][source channel]
+  TensorMap written;            // [pixel][group][channel], where the copy engine stores
   Tail<T> tail;
   Walks h, w;
   int first_tile[most_maps + 1];  // of each phase; behind the last, all
@@ -41,14 +54,15 @@ struct GroupParams {
   int filter_width, written_width;
   int column_tiles;
   bool tiled;  // 1x1: source[0] is a matrix of pixels
-  bool tail_takes_vectors;
+  bool tail_takes_vectors, stores_boxes;
+  Bounds bounds;  // the activation of boxes
 };
 
 // A tile: which part of which phase.
 template <class T, class Tile>
 struct Place {
   const Walk &h, &w;
-  int phase, group, first_row, first_column, rows, steps;
+  int phase, group, first_pixel, first_channel, pixels, steps;
 
   FASTCONV_DEVICE static int phase_of(const GroupParams<T>& p, int tile) {
     int phase = 0;
@@ -60,10 +74,10 @@ struct Place {
       : h(p.h.phase[in / p.w.count]), w(p.w.phase[in % p.w.count]), phase(in) {
     constexpr int depth = line_bytes / static_cast<int>(sizeof(T));
     const int own = tile - p.first_tile[in];
-    rows = p.images * h.count * w.count;
-    first_column = own % p.column_tiles * Tile::columns;
+    pixels = p.images * h.count * w.count;
+    first_channel = own % p.column_tiles * Tile::channels;
     group = own / p.column_tiles % p.groups;
-    first_row = own / p.column_tiles / p.groups * Tile::rows;
+    first_pixel = own / p.column_tiles / p.groups * Tile::pixels;
     steps = h.taps * w.taps * ((p.channels + depth - 1) / depth);
   }
 };
@@ -81,20 +95,56 @@ FASTCONV_DEVICE void bring_tiles(const GroupParams<T>& p, int tiles) {
   for (int tile = static_cast<int>(this_block().x); tile < tiles; tile += p.blocks) {
     const Place<T, Tile> at(p, tile);
     const Walk &h = at.h, &w = at.w;
-    const int pixels = h.count * w.count, image = at.first_row / pixels, within = at.first_row % pixels;
+    const int plane = h.count * w.count, image = at.first_pixel / plane, within = at.first_pixel % plane;
     const int low_y = least_place(h), low_x = least_place(w);
     const int y = within / w.count * h.stride + low_y, x = within % w.count * w.stride + low_x;
     pipeline.produce(at.steps, [&](int step, char* left, char* right, Mbarrier done) {
+      char *const pixels = Tile::swapped ? right : left, *const filters = Tile::swapped ? left : right;
       const int tap = step / slices, c = step % slices * depth, r = tap / w.taps, s = tap % w.taps;
       const int channel = at.group * p.channels + c;
       if (p.tiled)
-        load_box(p.source[0], left, done, channel, at.first_row);
+        load_box(p.source[0], pixels, done, channel, at.first_pixel);
       else
-        load_column(p.source[at.phase], left, done, channel, x, y, image, w.first + s * w.step - low_x,
+        load_column(p.source[at.phase], pixels, done, channel, x, y, image, w.first + s * w.step - low_x,
                     h.first + r * h.step - low_y);
-      load_box(p.filter, right, done, c, (h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step,
-               at.group * p.columns + at.first_column);
+      load_box(p.filter, filters, done, c,
+               (h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step,
+               at.group * p.columns + at.first_channel);
     });
+  }
+}
+
+template <class T, class Tile, class Sums>
+FASTCONV_DEVICE void store_tile(const GroupParams<T>& p, const Place<T, Tile>& at, const Sums& sums) {
+  const Walk &h = at.h, &w = at.w;
+  const int64_t first = static_cast<int64_t>(at.group) * p.columns + at.first_channel;
+  auto put = [&](int pixel, int channel, auto& value) {
+    if (at.first_pixel + pixel >= at.pixels || at.first_channel + channel >= p.columns) return;
+    const int plane = h.count * w.count, n = (at.first_pixel + pixel) / plane,
+              within = (at.first_pixel + pixel) % plane;
+    const int64_t y = within / w.count * h.out_step + h.out_first, x = within % w.count * w.out_step + w.out_first;
+    p.tail.put(n, y * p.written_width + x, first + channel, value);
+  };
+  if constexpr (Tile::swapped) {
+    auto put_down = [&](int channel, int pixel, auto& value) { put(pixel, channel, value); };
+    if (p.tail_takes_vectors)
+      sums.template each_down<wide<T>>(put_down);
+    else
+      sums.template each_down<1>(put_down);
+  } else if (p.stores_boxes) {
+    auto finish = [&](int channel, const float (&pair)[2]) {
+      Pack<T, 2> bias{};
+      if (p.tail.bias && at.first_channel + channel < p.columns) bias = load<2>(p.tail.bias + first + channel);
+      return Pack<T, 2>{
+          {narrow<T>(p.bounds(pair[0] + widen(bias.v[0]))), narrow<T>(p.bounds(pair[1] + widen(bias.v[1])))}};
+    };
+    sums.each_box(finish, [&](int pixel, int channel, const char* box) {
+      store_box(p.written, box, at.first_channel + channel, at.group, at.first_pixel + pixel);
+    });
+  } else if (p.tail_takes_vectors) {
+    sums.template each<wide<T>>(put);
+  } else {
+    sums.template each<1>(put);
   }
 }
 
@@ -111,19 +161,9 @@ FASTCONV_DEVICE void make_tiles(const GroupParams<T>& p, int tiles) {
     }
     GroupSums<T, Tile, Lies::along> sums;
     sums.consume(pipeline, at.steps, tile < p.blocks, tile + p.blocks >= tiles);
-    const Walk &h = at.h, &w = at.w;
-    auto put = [&](int row, int column, auto& value) {
-      if (at.first_row + row >= at.rows || at.first_column + column >= p.columns) return;
-      const int pixels = h.count * w.count, n = (at.first_row + row) / pixels, within = (at.first_row + row) % pixels;
-      const int64_t y = within / w.count * h.out_step + h.out_first, x = within % w.count * w.out_step + w.out_first;
-      p.tail.put(n, y * p.written_width + x, static_cast<int64_t>(at.group) * p.columns + at.first_column + column,
-                 value);
-    };
-    if (p.tail_takes_vectors)
-      sums.template each<wide<T>>(put);
-    else
-      sums.template each<1>(put);
+    store_tile(p, at, sums);
   }
+  if (p.stores_boxes && this_thread() % lanes_of_warp == 0) wait_boxes<0>();
 }
 
 // SharedBytes is what a launch asks for; it stands in the kernel's name, where fastconv/testing/cubin.py reads it.
@@ -238,27 +278,41 @@ void start(const Problem& p, const Args& args, Stream stream) {
   params.images = i(p.n), params.groups = i(p.groups);
   params.channels = filter.channels, params.columns = filter.columns;
   params.filter_width = i(p.w.window), params.written_width = i(forward(p) ? p.w.out : p.w.in);
-  params.column_tiles = i(divide_up(filter.columns, Tile::columns));
+  params.column_tiles = i(divide_up(filter.columns, Tile::channels));
   params.tail = Tail<T>::of(p, args);
   params.tail_takes_vectors = filter.columns % wide<T> == 0 && params.tail.takes(wide<T>);
+  // Without a residual, and where written pixels follow each other.
+  const std::optional<Bounds> bounds = Bounds::of(p.epilogue.activation);
+  params.stores_boxes =
+      !Tile::swapped && params.phases == 1 && params.tail_takes_vectors && !params.tail.residual && bounds;
+  if (bounds) params.bounds = *bounds;
 
   const int64_t written = int64_t{filter.columns} * p.groups, taps = p.taps();
   const int64_t row = written > 1 ? filter.row : taps * filter.padded;  // of one row the stride may be anything
   params.filter =
       tiled_map<T, 3>({filter.data, {filter.padded, taps, written}, {filter.padded * bytes, row * bytes}, line_bytes},
-                      {depth, 1, Tile::columns});
+                      {depth, 1, Tile::channels});
   params.tiled = p.is_pointwise() && p.h.stride == 1 && p.w.stride == 1 && p.in_pixels() == p.out_pixels();
   const int64_t channels = source_channels(p) * p.groups;
   for (int phase = 0; phase < params.phases; ++phase) {
     const Walk &h = params.h.phase[phase / params.w.count], &w = params.w.phase[phase % params.w.count];
     const int64_t rows = p.n * h.count * w.count;
     params.first_tile[phase + 1] =
-        params.first_tile[phase] + i(divide_up(rows, Tile::rows) * params.column_tiles * p.groups);
+        params.first_tile[phase] + i(divide_up(rows, Tile::pixels) * params.column_tiles * p.groups);
     if (params.tiled)
       params.source[0] =
-          tiled_map<T, 2>({source, {channels, rows}, {channels * bytes}, line_bytes}, {depth, Tile::rows});
+          tiled_map<T, 2>({source, {channels, rows}, {channels * bytes}, line_bytes}, {depth, Tile::pixels});
     else if (h.taps && w.taps)
-      params.source[phase] = source_map<T>(p, source, h, w, Tile::rows);
+      params.source[phase] = source_map<T>(p, source, h, w, Tile::pixels);
+  }
+  if (params.stores_boxes) {
+    using Sums = GroupSums<T, Tile, Lies::along>;
+    const Tail<T>& tail = params.tail;
+    params.written = tiled_map<T, 3>({tail.out + tail.out_first,
+                                      {filter.columns, p.groups, p.n * tail.pixels},
+                                      {filter.columns * bytes, tail.out_pixel * bytes},
+                                      Sums::box_line},
+                                     {Sums::box_columns, 1, Tile::part_rows}, Moves::out);
   }
   const int tiles = params.first_tile[params.phases], blocks = std::min(tiles, multiprocessors());
   params.blocks = blocks;
@@ -271,11 +325,11 @@ void run(const Problem& p, const Args& args, Stream stream) {
     return (forward(p) ? conv2d_fprop_igemm_sm80 : conv2d_dgrad_igemm_sm80).run(p, args, stream);
   auto with = [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    constexpr int least = 32, narrow = 64, broad = 128;
+    constexpr int least = 32, narrow = 64, broad = 128, many = 256;  // channels; pixels
     const int64_t columns = forward(p) ? p.filters_per_group() : p.channels_per_group();
-    if (columns <= least) return start<T, GroupTile<least>>(p, args, stream);
-    if (columns <= narrow) return start<T, GroupTile<narrow>>(p, args, stream);
-    start<T, GroupTile<broad>>(p, args, stream);
+    if (columns <= least) return start<T, ConvTile<broad, least, false>>(p, args, stream);
+    if (columns <= narrow) return start<T, ConvTile<many, narrow, true>>(p, args, stream);
+    start<T, ConvTile<broad, broad, false>>(p, args, stream);
   };
   if (p.dtype == Dtype::f16) return with(static_cast<f16*>(nullptr));
   if (p.dtype == Dtype::bf16) return with(static_cast<bf16*>(nullptr));

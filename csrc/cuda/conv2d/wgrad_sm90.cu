@@ -110,7 +110,7 @@ group_wgrad(FASTCONV_PARAMS(GroupWgradParams<T>) p) {
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
-constexpr int narrow_tile = 64, broad_tile = 128, tile_rows = GroupTile<broad_tile>::rows;
+constexpr int narrow_tile = 64, broad_tile = 128, tile_rows = 128;
 constexpr int64_t least_steps = 4;  // of a part
 
 int columns_of(const Problem& p) { return p.channels_per_group() > narrow_tile ? broad_tile : narrow_tile; }
@@ -190,9 +190,9 @@ void run(const Problem& p, const Args& args, Stream stream) {
   auto with = [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     if (columns_of(p) == broad_tile)
-      start<T, GroupTile<broad_tile>>(p, args, stream);
+      start<T, GroupTile<tile_rows, broad_tile>>(p, args, stream);
     else
-      start<T, GroupTile<narrow_tile>>(p, args, stream);
+      start<T, GroupTile<tile_rows, narrow_tile>>(p, args, stream);
   };
   if (p.dtype == Dtype::f16) return with(static_cast<f16*>(nullptr));
   with(static_cast<bf16*>(nullptr));

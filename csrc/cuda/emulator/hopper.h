@@ -3,7 +3,7 @@
 //   - an mbarrier touched before it was made, made visible or ordered; more arrivals or bytes than its phase has;
 //   - a bulk load to shared memory that is still read, still written, or not ordered behind what touched it;
 //   - a bulk store or product of shared memory that nobody has written, that is still on its way, whose writer is not
-//     ordered before, or whose ordinary writes were not fenced (fence.proxy.async);
+//     ordered before, or whose ordinary writes were not fenced (fence.proxy.async); a store through a map that rounds;
 //   - a product whose registers were not fenced; warps of a group that multiply different things; sums read before
 //     wgmma.wait_group are NaN;
 //   - anything left on its way when a thread ends.

@@ -182,6 +182,7 @@ void Block::carry_out(Mbarrier& barrier, const BulkLoad& load) {
 void Block::store_later(BulkStore store) {
   constexpr int alignment = 128;
   check_alignment(store.from, alignment, "stores a box from a place");
+  if (store.map->round_tf32) throw Failure(where() + " stores a box through a map that rounds what it loads.");
   check_async_read(store.from, store.bytes, "stores a box of");
   note_reading(current_, store.from, store.from + store.bytes, "a bulk store");
   me().stores.push_back(std::move(store));
