@@ -27,6 +27,17 @@ FASTCONV_DEVICE void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Blocks of a cluster run at the same time and reach each other's shared memory; neighbours along x.
+FASTCONV_DEVICE int rank_in_cluster() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// A barrier of all its threads.
+FASTCONV_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // What this thread wrote to shared memory becomes visible to bulk stores and wgmma; a barrier must follow.
 FASTCONV_DEVICE void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -48,6 +59,17 @@ struct Mbarrier {
   }
   FASTCONV_DEVICE void arrive() const {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(data)) : "memory");
+  }
+  // At the barrier that lies there in another block of the cluster.
+  FASTCONV_DEVICE void arrive_in(int rank) const {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(shared_address(data)),
+        "r"(rank)
+        : "memory");
   }
   // Arrives, and lets the phase end only after so many bytes of bulk copies.
   FASTCONV_DEVICE void arrive_expecting(int bytes) const {
@@ -84,6 +106,7 @@ inline void join_lanes(Site site = Site::here()) { join_warp(0xffffffffu, site);
 inline void named_wait(int id, int threads, Site site = Site::here()) { meet_named(id, threads, true, site); }
 inline void named_arrive(int id, int threads, Site site = Site::here()) { meet_named(id, threads, false, site); }
 inline void fence_for_copies() { fence_writes(); }
+inline void cluster_barrier(Site site = Site::here()) { meet_cluster(site); }
 
 struct Mbarrier {
   uint64_t* data;
@@ -93,6 +116,7 @@ struct Mbarrier {
   void make(int arrivals) const { make_barrier(data, arrivals); }
   static void fence_made() { fence_barriers(); }
   void arrive() const { emulated::arrive(data, 0); }
+  void arrive_in(int rank) const { emulated::arrive(shared_of(rank, data), 0); }
   void arrive_expecting(int bytes) const { emulated::arrive(data, bytes); }
   void wait(unsigned parity, Site site = Site::here()) const { wait_for_phase(data, parity, site); }
 };

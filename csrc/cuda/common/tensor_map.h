@@ -159,6 +159,33 @@ FASTCONV_DEVICE void load_column(const TensorMap& map, void* to, Mbarrier barrie
       "h"(static_cast<uint16_t>(right)), "h"(static_cast<uint16_t>(down))
       : "memory");
 }
+// The same for several blocks of the cluster, a bit of `ranks` each: to this place of each, counted by its barrier of
+// this place.
+FASTCONV_DEVICE void share_box(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
+      "%4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(detail::address(map)), "r"(shared_address(barrier.data)), "r"(c0), "r"(c1), "h"(static_cast<uint16_t>(ranks))
+      : "memory");
+}
+FASTCONV_DEVICE void share_box(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int c0, int c1,
+                               int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
+      "%4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(detail::address(map)), "r"(shared_address(barrier.data)), "r"(c0), "r"(c1), "r"(c2),
+      "h"(static_cast<uint16_t>(ranks))
+      : "memory");
+}
+FASTCONV_DEVICE void share_column(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int channel, int x,
+                                  int y, int n, int right, int down) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;" ::"r"(shared_address(to)),
+      "l"(detail::address(map)), "r"(shared_address(barrier.data)), "r"(channel), "r"(x), "r"(y), "r"(n),
+      "h"(static_cast<uint16_t>(right)), "h"(static_cast<uint16_t>(down)), "h"(static_cast<uint16_t>(ranks))
+      : "memory");
+}
 // What of the box lies in the tensor. The shared memory may be written again after wait_stores, by this thread.
 FASTCONV_DEVICE void store_box(const TensorMap& map, const void* from, int c0, int c1) {
   asm volatile(
@@ -221,6 +248,19 @@ inline void load_column(const TensorMap& map, void* to, Mbarrier barrier, int ch
                         int down) {
   const int at[] = {channel, x, y, n}, offsets[] = {right, down};
   load_tensor(map, to, barrier.data, at, offsets);
+}
+inline void share_box(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int c0, int c1) {
+  const int at[] = {c0, c1};
+  load_tensor(map, to, barrier.data, at, nullptr, ranks);
+}
+inline void share_box(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int c0, int c1, int c2) {
+  const int at[] = {c0, c1, c2};
+  load_tensor(map, to, barrier.data, at, nullptr, ranks);
+}
+inline void share_column(const TensorMap& map, void* to, Mbarrier barrier, uint32_t ranks, int channel, int x, int y,
+                         int n, int right, int down) {
+  const int at[] = {channel, x, y, n}, offsets[] = {right, down};
+  load_tensor(map, to, barrier.data, at, offsets, ranks);
 }
 inline void store_box(const TensorMap& map, const void* from, int c0, int c1) {
   const int at[] = {c0, c1};

@@ -5,17 +5,17 @@
 
 namespace fastconv::emulated {
 
-void Block::know_clocks() {
+void Cluster::know_clocks() {
   if (clocks_.empty()) clocks_.assign(threads_.size(), Clocks(static_cast<size_t>(columns())));
 }
 
-bool Block::ordered(int column, uint32_t clock) const {
+bool Cluster::ordered(int column, uint32_t clock) const {
   return column >= 0 && !clocks_.empty() &&
          clocks_[static_cast<size_t>(current_)][static_cast<size_t>(column)] >= clock;
 }
 
 // What this thread knows and did until now goes into `into`.
-void Block::release(Clocks& into) {
+void Cluster::release(Clocks& into) {
   know_clocks();
   Clocks& own = clocks_[static_cast<size_t>(current_)];
   own[static_cast<size_t>(current_)] = me().clock++;
@@ -26,7 +26,7 @@ void Block::release(Clocks& into) {
   for (size_t i = 0; i < own.size(); ++i) into[i] = std::max(into[i], own[i]);
 }
 
-void Block::acquire(const Clocks& from) {
+void Cluster::acquire(const Clocks& from) {
   if (from.empty()) return;
   know_clocks();
   Clocks& own = clocks_[static_cast<size_t>(current_)];
@@ -34,7 +34,7 @@ void Block::acquire(const Clocks& from) {
 }
 
 // --- __syncwarp ------------------------------------------------------------------------------------------------------
-void Block::join_warp(uint32_t mask) {
+void Cluster::join_warp(uint32_t mask) {
   Clocks all;
   const int self = current_, first = self - self % warp_lanes;
   for (int pass = 0; pass < 2; ++pass)
@@ -50,14 +50,14 @@ void Block::join_warp(uint32_t mask) {
 }
 
 // --- bar.sync and bar.arrive -----------------------------------------------------------------------------------------
-void Block::named(int id, int threads, bool waits, Site site) {
+void Cluster::named(int id, int threads, bool waits, Site site) {
   auto refuse = [&](const std::string& why) {  // a string made before the wait would stay on a stack that is left
     throw Failure(where() + " uses named barrier " + std::to_string(id) + " in " + site.text() + why);
   };
   if (id < 1 || id >= most_named) refuse(", but they are numbered from 1 to 15.");
-  if (threads < 1 || threads % warp_lanes || threads > static_cast<int>(threads_.size()))
+  if (threads < 1 || threads % warp_lanes || threads > threads_each_)
     refuse(" for " + std::to_string(threads) + " threads.");
-  NamedBarrier& barrier = named_[static_cast<size_t>(id)];
+  NamedBarrier& barrier = named_[static_cast<size_t>(rank() * most_named + id)];
   if (barrier.came && barrier.wanted != threads)
     refuse(" for " + std::to_string(threads) + " threads while it waits for " + std::to_string(barrier.wanted) + ".");
   barrier.wanted = threads;
@@ -83,7 +83,7 @@ void Block::named(int id, int threads, bool waits, Site site) {
 }
 
 // --- mbarriers -------------------------------------------------------------------------------------------------------
-void Block::make_barrier(const void* at, int threads) {
+void Cluster::make_barrier(const void* at, int threads) {
   constexpr int bytes = 8;
   check_shared(at, bytes, /*write=*/true);
   if (threads < 1) throw Failure(where() + " makes an mbarrier for " + std::to_string(threads) + " arrivals.");
@@ -94,30 +94,33 @@ void Block::make_barrier(const void* at, int threads) {
   barrier_at_[offset] = static_cast<int>(mbarriers_.size());
   Mbarrier barrier;
   barrier.threads = barrier.pending = threads;
-  barrier.maker = current_, barrier.make_epoch = epoch_, barrier.make_clock = me().clock;
+  barrier.maker = current_, barrier.make_epoch = epoch(), barrier.make_clock = me().clock;
+  barrier.make_meeting = meetings_of_all_;
   mbarriers_.push_back(std::move(barrier));
 }
 
-void Block::fence_barriers() {
+void Cluster::fence_barriers() {
   for (Mbarrier& barrier : mbarriers_) barrier.fenced |= barrier.maker == current_;
 }
 
-void Block::fence_writes() {
+void Cluster::fence_writes() {
   me().fenced = me().clock++;
-  me().fenced_epoch = epoch_;
+  me().fenced_epoch = epoch();
 }
 
-Mbarrier& Block::mbarrier(const void* at) {
+Mbarrier& Cluster::mbarrier(const void* at) {
   const auto found = barrier_at_.find(static_cast<const char*>(at) - shared_.data());
   if (found == barrier_at_.end()) throw Failure(where() + " uses an mbarrier that was not made.");
   Mbarrier& barrier = mbarriers_[static_cast<size_t>(found->second)];
-  if (barrier.maker != current_ && barrier.make_epoch == epoch_ && !ordered(barrier.maker, barrier.make_clock))
+  const bool own = rank_of(at) == rank();
+  const bool known = own ? barrier.make_epoch != epoch() : barrier.make_meeting != meetings_of_all_;
+  if (barrier.maker != current_ && !known && !ordered(barrier.maker, barrier.make_clock))
     throw Failure(where() + " uses an mbarrier without a barrier behind its making.");
   if (!barrier.fenced) throw Failure(where() + " uses an mbarrier whose making was not fenced.");
   return barrier;
 }
 
-void Block::arrive(const void* at, int64_t expected_bytes) {
+void Cluster::arrive(const void* at, int64_t expected_bytes) {
   Mbarrier& barrier = mbarrier(at);
   if (barrier.pending == 0) throw Failure(where() + " arrives at an mbarrier whose phase has all its arrivals.");
   barrier.expected += expected_bytes;
@@ -128,7 +131,7 @@ void Block::arrive(const void* at, int64_t expected_bytes) {
 
 // A phase ends with its last arrival and byte. Loads are carried out when somebody waits for them and all arrivals are
 // there.
-void Block::settle(Mbarrier& barrier) {
+void Cluster::settle(Mbarrier& barrier) {
   const int index = static_cast<int>(&barrier - mbarriers_.data());
   auto waits = [&](const Thread& t) {
     return t.state == State::at_mbarrier && t.awaits == index && t.parity == (barrier.phase & 1);
@@ -162,7 +165,7 @@ void Block::settle(Mbarrier& barrier) {
 }
 
 // Until the phase of this parity has completed: an mbarrier starts in one of parity 0, as if one of parity 1 had.
-void Block::wait_for_phase(const void* at, uint32_t parity, Site site) {
+void Cluster::wait_for_phase(const void* at, uint32_t parity, Site site) {
   if (parity > 1) throw Failure(where() + " waits for parity " + std::to_string(parity) + ".");
   Mbarrier& barrier = mbarrier(at);
   Thread& t = me();
@@ -181,29 +184,29 @@ void Block::wait_for_phase(const void* at, uint32_t parity, Site site) {
 }
 
 // --- setmaxnreg ------------------------------------------------------------------------------------------------------
-void Block::set_registers(int count, bool more) {
+void Cluster::set_registers(int count, bool more) {
   constexpr int least = 24, most = 256, step = 8, all = 65536;
   if (count < least || count > most || count % step)
     throw Failure(where() + " sets " + std::to_string(count) + " registers; they are multiples of 8 from 24 to 256.");
   me().registers = count;
   int64_t sum = 0;
-  for (const Thread& t : threads_) sum += t.registers;
+  for (int i = 0; i < threads_each_; ++i) sum += threads_[static_cast<size_t>(rank() * threads_each_ + i)].registers;
   if (sum > all) throw Failure("The threads of a block set " + std::to_string(sum) + " registers in all.");
   (void)more;
 }
 
 void join_warp(uint32_t mask, Site site) {
-  meet(mask, "syncwarp", nullptr, [](void* const*, uint32_t joined) { block().join_warp(joined); }, site);
+  meet(mask, "syncwarp", nullptr, [](void* const*, uint32_t joined) { cluster().join_warp(joined); }, site);
 }
-void meet_named(int id, int threads, bool waits, Site site) { block().named(id, threads, waits, site); }
-void make_barrier(const void* at, int threads) { block().make_barrier(at, threads); }
-void fence_barriers() { block().fence_barriers(); }
-void fence_writes() { block().fence_writes(); }
-void arrive(const void* at, int64_t expected_bytes) { block().arrive(at, expected_bytes); }
-void wait_for_phase(const void* at, uint32_t parity, Site site) { block().wait_for_phase(at, parity, site); }
+void meet_named(int id, int threads, bool waits, Site site) { cluster().named(id, threads, waits, site); }
+void make_barrier(const void* at, int threads) { cluster().make_barrier(at, threads); }
+void fence_barriers() { cluster().fence_barriers(); }
+void fence_writes() { cluster().fence_writes(); }
+void arrive(const void* at, int64_t expected_bytes) { cluster().arrive(at, expected_bytes); }
+void wait_for_phase(const void* at, uint32_t parity, Site site) { cluster().wait_for_phase(at, parity, site); }
 void set_registers(int count, bool more, Site site) {
   meet(0xffffffffu, "setmaxnreg", nullptr, [](void* const*, uint32_t) {}, site);
-  block().set_registers(count, more);
+  cluster().set_registers(count, more);
 }
 
 }  // namespace fastconv::emulated

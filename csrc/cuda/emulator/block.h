@@ -38,8 +38,10 @@ struct Grid {
   unsigned x = 1, y = 1, z = 1;
 };
 
-// Runs kernel(context) in every thread of every block. Throws Failure.
-void run_grid(Grid grid, int threads, int64_t shared_bytes, uint64_t seed, void (*kernel)(void*), void* context);
+// Runs kernel(context) in every thread of every block, those of a cluster (`cluster` blocks along x) at once. Throws
+// Failure.
+void run_grid(Grid grid, int cluster, int threads, int64_t shared_bytes, uint64_t seed, void (*kernel)(void*),
+              void* context);
 
 // --- What a thread may ask and do; each function is called from inside a kernel. -------------------------------------
 int this_thread();

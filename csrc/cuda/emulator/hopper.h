@@ -6,7 +6,8 @@
 //     ordered before, or whose ordinary writes were not fenced (fence.proxy.async); a store through a map that rounds;
 //   - a product whose registers were not fenced; warps of a group that multiply different things; sums read before
 //     wgmma.wait_group are NaN;
-//   - anything left on its way when a thread ends.
+//   - anything left on its way when a thread ends; a block of the cluster touched when it has ended, or its mbarriers
+//     before the cluster has met.
 // Loads happen when somebody waits for their mbarrier, products and stores when their groups are waited for.
 #pragma once
 
@@ -35,6 +36,9 @@ struct TensorMap {
 };
 
 void join_warp(uint32_t mask, Site site);  // __syncwarp
+int rank_in_cluster();
+void meet_cluster(Site site);
+void* shared_of(int rank, const void* own);  // the same place in another block's shared memory
 void meet_named(int id, int threads, bool waits, Site site);
 
 void make_barrier(const void* at, int threads);
@@ -43,8 +47,10 @@ void fence_writes();  // fence.proxy.async
 void arrive(const void* at, int64_t expected_bytes);
 void wait_for_phase(const void* at, uint32_t parity, Site site);
 
-// `at`: coordinates; `offsets`: of the tap, im2col only (1: W, 2: H, from 0).
-void load_tensor(const TensorMap& map, void* to, const void* barrier, const int* at, const int* offsets);
+// `at`: coordinates; `offsets`: of the tap, im2col only (1: W, 2: H, from 0); `ranks`: the blocks that get it, a bit
+// each, 0: the thread's own.
+void load_tensor(const TensorMap& map, void* to, const void* barrier, const int* at, const int* offsets,
+                 uint32_t ranks = 0);
 void store_tensor(const TensorMap& map, const void* from, const int* at);
 void commit_stores();
 void wait_for_stores(int newest_left);

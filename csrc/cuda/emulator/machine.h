@@ -1,7 +1,9 @@
-// The emulator's own view of a running block: threads, shared memory and who touched it, and what is on its way.
-// Kernels see block.h and hopper.h.
+// The emulator's own view of a running cluster of blocks, which most often is one block: threads, shared memory and who
+// touched it, and what is on its way. Kernels see block.h and hopper.h. Threads are numbered through all blocks, whose
+// shared memories lie one behind the other.
 //
-// Order between threads. A barrier of the whole block orders everything: `epoch_` counts them. Barriers of some threads
+// Order between threads. A barrier of a whole block orders all that its threads do: each begins an epoch, and no two
+// epochs of any blocks have the same number. Barriers of the cluster begin one in every block. Barriers of some threads
 // (named, mbarriers, a warp's) order what their threads did: each thread has a clock and knows a clock of every other
 // (vector clocks, made when a kernel first uses such a barrier). An access is stamped with its thread's clock; who has
 // not heard of that clock races with it. Copies into shared memory are stamped with the phase of their mbarrier.
@@ -21,11 +23,11 @@ namespace fastconv::emulated {
 inline constexpr int poison = 0xff;   // NaN in every floating-point type
 inline constexpr int cell_bytes = 2;  // of shared memory that one record of the race check stands for
 inline constexpr int chunk_bytes = 16;
-inline constexpr int largest_block = 1024, most_barriers = 64, most_named = 16;
+inline constexpr int largest_block = 1024, largest_cluster = 8, most_barriers = 128, most_named = 16;
 inline constexpr int warps_of_group = 4;
 inline constexpr int64_t largest_shared = 227 << 10;  // bytes a block may have on sm_90
 
-enum class State : uint8_t { ready, at_barrier, in_warp, at_named, at_mbarrier, ended };
+enum class State : uint8_t { ready, at_barrier, at_cluster, in_warp, at_named, at_mbarrier, ended };
 
 using Clocks = std::vector<uint32_t>;
 
@@ -108,6 +110,7 @@ struct Mbarrier {
   int maker = 0;
   bool fenced = false;
   uint64_t make_epoch = 0;
+  int make_meeting = 0;  // barriers of the cluster before
   uint32_t make_clock = 0;
   std::vector<BulkLoad> loads;
   Clocks clocks, last;  // of arrivals of this phase; of the last
@@ -141,14 +144,19 @@ struct Random {
   size_t below(size_t n) { return static_cast<size_t>(next() % n); }
 };
 
-class Block {
+class Cluster {
  public:
-  void run(Grid block, int threads, int64_t shared_bytes, Random& random, void (*kernel)(void*), void* context);
+  // `first`: of its blocks, which follow each other along x.
+  void run(Grid first, int blocks, int threads, int64_t shared_bytes, Random& random, void (*kernel)(void*),
+           void* context);
 
-  int thread() const { return current_; }
-  Grid index() const { return index_; }
-  char* shared() { return shared_.data(); }
+  int thread() const { return current_ % threads_each_; }
+  int rank() const { return current_ / threads_each_; }
+  Grid index() const { return {first_.x + static_cast<unsigned>(rank()), first_.y, first_.z}; }
+  char* shared() { return shared_.data() + rank() * shared_pitch_; }
+  char* shared_of(int rank, const void* own);
   void barrier(Site site);
+  void barrier_of_all(Site site);
   void meet(uint32_t mask, const char* what, void* operands, Exchange body, Site site);
 
   // shared.cpp
@@ -208,9 +216,21 @@ class Block {
   void multiply(const Multiply& m, const std::vector<float>& before, std::vector<float>& sums);
   std::vector<const char*> chunks_of(const Wgmma& what, bool left, int rows, int first);
 
-  Grid index_;
-  int current_ = 0, ended_ = 0, at_barrier_ = 0;
-  uint64_t epoch_ = 0;  // counts barriers of all blocks: records of an earlier block are never of this epoch
+  // The block that a place in shared memory belongs to, and its epoch; of the running thread's own.
+  int rank_of(const void* at) const {
+    return static_cast<int>((static_cast<const char*>(at) - shared_.data()) / shared_pitch_);
+  }
+  uint64_t& epoch_at(const void* at) { return epochs_[static_cast<size_t>(rank_of(at))]; }
+  uint64_t& epoch() { return epochs_[static_cast<size_t>(rank())]; }
+  void meet_at_barrier(State state, Site site, int first, int count, int& came);
+
+  Grid first_;
+  int blocks_ = 1, threads_each_ = 0;
+  int64_t shared_bytes_ = 0, shared_pitch_ = 0;  // of a block; from one to the next
+  int current_ = 0, at_cluster_ = 0, meetings_of_all_ = 0;
+  std::vector<int> ended_, at_barrier_;  // threads of each block
+  std::vector<uint64_t> epochs_;
+  uint64_t last_epoch_ = 0;
   void (*kernel_)(void*) = nullptr;
   void* context_ = nullptr;
   std::optional<std::string> failure_;
@@ -230,6 +250,6 @@ class Block {
   std::vector<std::vector<std::pair<uint64_t, uint64_t>>> issued_;  // descriptors of each warpgroup, in order
 };
 
-Block& block();  // that runs
+Cluster& cluster();  // that runs
 
 }  // namespace fastconv::emulated

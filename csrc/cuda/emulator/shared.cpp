@@ -5,15 +5,15 @@
 
 namespace fastconv::emulated {
 
-Cell* Block::cells(const void* at, int64_t bytes, const char* verb) {
-  const auto offset = static_cast<const char*>(at) - shared_.data();
-  if (offset < 0 || offset + bytes > static_cast<int64_t>(shared_.size()))
+Cell* Cluster::cells(const void* at, int64_t bytes, const char* verb) {
+  const auto place = static_cast<const char*>(at) - shared_.data(), offset = place - rank_of(at) * shared_pitch_;
+  if (place < 0 || rank_of(at) >= blocks_ || offset + bytes > shared_bytes_)
     throw Failure(where() + " " + verb + " " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
-                  " of " + std::to_string(shared_.size()) + " bytes of shared memory.");
-  return cells_.data() + offset / cell_bytes;
+                  " of " + std::to_string(shared_bytes_) + " bytes of shared memory.");
+  return cells_.data() + place / cell_bytes;
 }
 
-void Block::check_alignment(const void* at, int64_t multiple, const char* what) {
+void Cluster::check_alignment(const void* at, int64_t multiple, const char* what) {
   const auto offset = static_cast<const char*>(at) - shared_.data();
   if (offset % multiple)
     throw Failure(where() + " " + what + " at offset " + std::to_string(offset) +
@@ -21,7 +21,7 @@ void Block::check_alignment(const void* at, int64_t multiple, const char* what) 
 }
 
 // --- what reads in its own time --------------------------------------------------------------------------------------
-void Block::note_reading(int reader, const char* begin, const char* end, const char* what) {
+void Cluster::note_reading(int reader, const char* begin, const char* end, const char* what) {
   for (Reading& r : readings_)
     if (r.begin == begin && r.end == end && r.reader == reader) {
       ++r.pending;
@@ -30,13 +30,13 @@ void Block::note_reading(int reader, const char* begin, const char* end, const c
   readings_.push_back({begin, end, reader, 0, 1, what});
 }
 
-void Block::finish_reading(int reader, const char* begin, const char* end) {
+void Cluster::finish_reading(int reader, const char* begin, const char* end) {
   for (Reading& r : readings_)
     if (r.begin == begin && r.end == end && r.reader == reader)
       --r.pending, r.clock = threads_[static_cast<size_t>(reader)].clock;
 }
 
-void Block::check_readings(const void* at, int64_t bytes, const char* verb) {
+void Cluster::check_readings(const void* at, int64_t bytes, const char* verb) {
   const auto* first = static_cast<const char*>(at);
   std::erase_if(readings_, [&](const Reading& r) {
     if (first + bytes <= r.begin || r.end <= first) return false;
@@ -51,14 +51,14 @@ void Block::check_readings(const void* at, int64_t bytes, const char* verb) {
 }
 
 // What a bulk store or a product reads must be there and visible to it.
-void Block::check_async_read(const char* at, int64_t bytes, const char* what) {
+void Cluster::check_async_read(const char* at, int64_t bytes, const char* what) {
   const Cell* cell = cells(at, bytes, what);
   for (int64_t i = 0; i < bytes / cell_bytes; ++i, ++cell) {
     if (cell->copier >= 0)
       throw Failure(where() + " " + what + " shared memory to which an asynchronous copy of thread " +
                     std::to_string(cell->copier) + " is on its way.");
     if (!cell->written) throw Failure(where() + " " + what + " shared memory that nobody has written.");
-    const bool own = cell->writer == current_, earlier = cell->write_epoch != epoch_;
+    const bool own = cell->writer == current_, earlier = cell->write_epoch != epoch();
     if (!own && !earlier && !ordered(cell->writer, cell->write_clock))
       throw Failure(where() + " " + what + " offset " + std::to_string((cell - cells_.data()) * cell_bytes) +
                     " of shared memory, whose writer it has not waited for.");
@@ -72,7 +72,7 @@ void Block::check_async_read(const char* at, int64_t bytes, const char* what) {
   }
 }
 
-void Block::check_shared(const void* at, int bytes, bool write) {
+void Cluster::check_shared(const void* at, int bytes, bool write) {
   Cell* cell = cells(at, bytes, write ? "writes" : "reads");
   check_alignment(at, bytes, write ? "writes" : "reads");
   if (write && !readings_.empty()) check_readings(at, bytes, "writes");
@@ -84,8 +84,8 @@ void Block::check_shared(const void* at, int bytes, bool write) {
                     " shared memory to which an asynchronous copy of thread " + std::to_string(cell->copier) +
                     " is on its way.");
     const bool read_now =
-        cell->read_epoch == epoch_ && cell->reader != self && !ordered(cell->reader, cell->read_clock);
-    if (cell->write_epoch == epoch_ && cell->writer != self && !ordered(cell->writer, cell->write_clock))
+        cell->read_epoch == epoch() && cell->reader != self && !ordered(cell->reader, cell->read_clock);
+    if (cell->write_epoch == epoch() && cell->writer != self && !ordered(cell->writer, cell->write_clock))
       other = cell->writer;
     if (write && read_now) other = cell->reader;
     if (other != -1)
@@ -96,16 +96,16 @@ void Block::check_shared(const void* at, int bytes, bool write) {
                                                                   : "thread " + std::to_string(other) + " has") +
                     " touched since the last barrier.");
     if (write) {
-      cell->write_epoch = epoch_, cell->writer = self, cell->write_clock = me().clock;
+      cell->write_epoch = epoch(), cell->writer = self, cell->write_clock = me().clock;
       cell->written = true, cell->by_copy = false;
     } else {
       cell->reader = read_now ? several : self;
-      cell->read_epoch = epoch_, cell->read_clock = me().clock;
+      cell->read_epoch = epoch(), cell->read_clock = me().clock;
     }
   }
 }
 
-void Block::copy_later(Copy copy) {
+void Cluster::copy_later(Copy copy) {
   check_shared(copy.to, copy.bytes, /*write=*/true);
   if (copy.from_bytes > 0) check_global(copy.from, copy.bytes, /*write=*/false);
   Cell* cell = cells(copy.to, copy.bytes, "copies");
@@ -115,13 +115,13 @@ void Block::copy_later(Copy copy) {
   ++me().open;
 }
 
-void Block::commit() {
+void Cluster::commit() {
   Thread& t = me();
   t.groups.push_back(t.open);
   t.open = 0;
 }
 
-void Block::wait(int newest_left) {
+void Cluster::wait(int newest_left) {
   Thread& t = me();
   size_t done = 0;
   while (t.groups.size() > static_cast<size_t>(newest_left)) {

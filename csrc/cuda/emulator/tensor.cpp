@@ -113,7 +113,7 @@ std::string TensorMap::refused() const {
   return {};
 }
 
-void Block::load_later(BulkLoad load, const void* at) {
+void Cluster::load_later(BulkLoad load, const void* at) {
   constexpr int alignment = 128, largest_offset = 255;
   Mbarrier& barrier = mbarrier(at);
   const TensorMap& map = *load.map;
@@ -132,8 +132,9 @@ void Block::load_later(BulkLoad load, const void* at) {
   for (int64_t i = 0; i < load.bytes / cell_bytes; ++i) {
     Cell& c = cell[i];
     if (c.copier >= 0) throw Failure(where() + " loads a box over one that is on its way.");
-    const bool read = c.read_epoch == epoch_ && c.reader != current_ && !ordered(c.reader, c.read_clock);
-    const bool written = c.write_epoch == epoch_ && c.writer != current_ && !ordered(c.writer, c.write_clock);
+    const bool read = c.read_epoch == epoch_at(load.to) && c.reader != current_ && !ordered(c.reader, c.read_clock);
+    const bool written =
+        c.write_epoch == epoch_at(load.to) && c.writer != current_ && !ordered(c.writer, c.write_clock);
     if (read || written)
       throw Failure(where() +
                     " loads a box over shared memory that other threads have touched, without a barrier "
@@ -146,14 +147,14 @@ void Block::load_later(BulkLoad load, const void* at) {
   if (barrier.pending == 0) settle(barrier);
 }
 
-void Block::carry_out(Mbarrier& barrier, const BulkLoad& load) {
+void Cluster::carry_out(Mbarrier& barrier, const BulkLoad& load) {
   const TensorMap& map = *load.map;
   const auto column = static_cast<int16_t>(threads_.size() + static_cast<size_t>(&barrier - mbarriers_.data()));
   Cell* cell = cells(load.to, load.bytes, "loads a box to");
   for (int64_t i = 0; i < load.bytes / cell_bytes; ++i) {
     Cell& c = cell[i];
     c.copier = -1, c.written = c.by_copy = true;
-    c.writer = column, c.write_clock = barrier.phase + 1, c.write_epoch = epoch_;
+    c.writer = column, c.write_clock = barrier.phase + 1, c.write_epoch = epoch_at(load.to);
     c.reader = -1, c.read_epoch = 0;
   }
   const int64_t run = int64_t{map.box[0]} * map.element_bytes;
@@ -179,7 +180,7 @@ void Block::carry_out(Mbarrier& barrier, const BulkLoad& load) {
   });
 }
 
-void Block::store_later(BulkStore store) {
+void Cluster::store_later(BulkStore store) {
   constexpr int alignment = 128;
   check_alignment(store.from, alignment, "stores a box from a place");
   if (store.map->round_tf32) throw Failure(where() + " stores a box through a map that rounds what it loads.");
@@ -189,12 +190,12 @@ void Block::store_later(BulkStore store) {
   ++me().open_stores;
 }
 
-void Block::commit_stores() {
+void Cluster::commit_stores() {
   me().store_groups.push_back(me().open_stores);
   me().open_stores = 0;
 }
 
-void Block::wait_for_stores(int newest_left) {
+void Cluster::wait_for_stores(int newest_left) {
   Thread& t = me();
   while (t.store_groups.size() > static_cast<size_t>(newest_left)) {
     for (size_t i = 0; i < t.store_groups.front(); ++i) {
@@ -219,15 +220,20 @@ void Block::wait_for_stores(int newest_left) {
   }
 }
 
-void load_tensor(const TensorMap& map, void* to, const void* barrier, const int* at, const int* offsets) {
+void load_tensor(const TensorMap& map, void* to, const void* barrier, const int* at, const int* offsets,
+                 uint32_t ranks) {
   std::vector<int> places(at, at + map.rank), beside(TensorMap::most_dimensions);
   if (map.im2col) beside.assign(offsets, offsets + map.rank - 2);
-  block().load_later({&map, std::move(places), std::move(beside), static_cast<char*>(to), map.bytes(), 0}, barrier);
+  if (!ranks) ranks = 1u << rank_in_cluster();
+  for (int rank = 0; ranks >> rank; ++rank)
+    if (ranks >> rank & 1)
+      cluster().load_later({&map, places, beside, static_cast<char*>(shared_of(rank, to)), map.bytes(), 0},
+                           shared_of(rank, barrier));
 }
 void store_tensor(const TensorMap& map, const void* from, const int* at) {
-  block().store_later({&map, std::vector<int>(at, at + map.rank), static_cast<const char*>(from), map.bytes()});
+  cluster().store_later({&map, std::vector<int>(at, at + map.rank), static_cast<const char*>(from), map.bytes()});
 }
-void commit_stores() { block().commit_stores(); }
-void wait_for_stores(int newest_left) { block().wait_for_stores(newest_left); }
+void commit_stores() { cluster().commit_stores(); }
+void wait_for_stores(int newest_left) { cluster().wait_for_stores(newest_left); }
 
 }  // namespace fastconv::emulated

@@ -75,7 +75,7 @@ float element(Operand operand, const char* at) {
 
 // All chunks that rows first.. of an operand have, in an order that multiply() knows: along, two a row; across, one for
 // each depth of each eight rows.
-std::vector<const char*> Block::chunks_of(const Wgmma& what, bool left, int rows, int first) {
+std::vector<const char*> Cluster::chunks_of(const Wgmma& what, bool left, int rows, int first) {
   const Descriptor descriptor(left ? what.a : what.b);
   const bool across = left ? what.across_a : what.across_b;
   const int in_chunk = chunk_bytes / bytes_of(what.operand), depth = depth_bytes / bytes_of(what.operand);
@@ -83,13 +83,13 @@ std::vector<const char*> Block::chunks_of(const Wgmma& what, bool left, int rows
   const int outer = across ? rows / in_chunk : rows, inner = across ? depth : 2;
   for (int i = 0; i < outer; ++i)
     for (int j = 0; j < inner; ++j)
-      chunks.push_back(shared_.data() + descriptor.chunk(across, (across ? first / in_chunk : first) + i, j));
+      chunks.push_back(shared() + descriptor.chunk(across, (across ? first / in_chunk : first) + i, j));
   return chunks;
 }
 
-void Block::fence_multiplies() { queue().fenced = true; }
+void Cluster::fence_multiplies() { queue().fenced = true; }
 
-void Block::multiply_later(Multiply m) {
+void Cluster::multiply_later(Multiply m) {
   constexpr int most_columns = 256, column_step = 8;
   WarpQueue& warp = queue();
   const int group = current_ / warp_lanes / warps_of_group, own = current_ / warp_lanes % warps_of_group;
@@ -132,12 +132,12 @@ void Block::multiply_later(Multiply m) {
   ++warp.open;
 }
 
-void Block::commit_multiplies() {
+void Cluster::commit_multiplies() {
   queue().groups.push_back(queue().open);
   queue().open = 0;
 }
 
-void Block::wait_for_multiplies(int newest_left) {
+void Cluster::wait_for_multiplies(int newest_left) {
   WarpQueue& warp = queue();
   while (warp.groups.size() > static_cast<size_t>(newest_left)) {
     for (size_t left = warp.groups.front(); left > 0; --left) {
@@ -169,7 +169,7 @@ void Block::wait_for_multiplies(int newest_left) {
 }
 
 // Accumulator i of a lane: row lane / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (lane % 4) + i % 2.
-void Block::multiply(const Multiply& m, const std::vector<float>& before, std::vector<float>& sums) {
+void Cluster::multiply(const Multiply& m, const std::vector<float>& before, std::vector<float>& sums) {
   const Wgmma& what = m.what;
   const int bytes = bytes_of(what.operand), in_chunk = chunk_bytes / bytes, depth = depth_bytes / bytes;
   const int own = current_ / warp_lanes % warps_of_group;
@@ -238,19 +238,19 @@ void multiply_group(const Wgmma& what, float* sums, const uint32_t* a, Site site
       m.sums.push_back(own.sums);
       if (m.what.a_in_registers) m.a.insert(m.a.end(), own.a, own.a + 4);
     }
-    block().multiply_later(std::move(m));
+    cluster().multiply_later(std::move(m));
   };
   meet(everyone, "wgmma", &call, body, site);
 }
 void fence_multiplies(Site site) {
-  meet(everyone, "wgmma.fence", nullptr, [](void* const*, uint32_t) { block().fence_multiplies(); }, site);
+  meet(everyone, "wgmma.fence", nullptr, [](void* const*, uint32_t) { cluster().fence_multiplies(); }, site);
 }
 void commit_multiplies(Site site) {
-  meet(everyone, "wgmma.commit_group", nullptr, [](void* const*, uint32_t) { block().commit_multiplies(); }, site);
+  meet(everyone, "wgmma.commit_group", nullptr, [](void* const*, uint32_t) { cluster().commit_multiplies(); }, site);
 }
 void wait_for_multiplies(int newest_left, Site site) {
   auto body = [](void* const operands[warp_lanes], uint32_t) {
-    block().wait_for_multiplies(*static_cast<const int*>(operands[0]));
+    cluster().wait_for_multiplies(*static_cast<const int*>(operands[0]));
   };
   meet(everyone, "wgmma.wait_group", &newest_left, body, site);
 }
