@@ -37,6 +37,9 @@ using Kernel = void (*)(World);
 void start(Kernel kernel, const World& world, uint64_t seed, int threads = 128, Grid grid = {}) {
   launch<World>(kernel, world, grid, threads, shared, Stream{seed});
 }
+[[maybe_unused]] void start_pair(Kernel kernel, const World& world, uint64_t seed) {
+  launch<World>(kernel, world, Start{{2}, 128, shared, 2}, Stream{seed});
+}
 
 std::vector<float> floats(1 << 16);
 std::vector<bf16> matrix(64 * 64);

@@ -37,7 +37,7 @@ def program(folder: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["emulator_check", "hopper_models", "hopper_bugs"])
+@pytest.mark.parametrize("name", ["emulator_check", "hopper_models", "hopper_bugs", "cluster_check"])
 def test_instructions_and_planted_bugs(folder, name):
     result = subprocess.run([program(folder, name)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

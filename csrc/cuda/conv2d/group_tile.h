@@ -16,7 +16,7 @@ inline constexpr int line_bytes = 128;             // of depth in a stage, and o
 inline constexpr int span_bytes = 8 * line_bytes;  // eight lines
 inline constexpr int consumer_groups = 2, warps_of_consumer = threads_of_group / lanes_of_warp;
 inline constexpr int most_shared_bytes = 227 << 10;  // of a block
-inline constexpr int producer_registers = 40, consumer_registers = 232;
+inline constexpr int producer_registers = 56, consumer_registers = 224;
 
 // Rows x Columns sums. A warp's pass through memory of its own, 16 rows and a part of the columns at a time: as floats
 // to threads that store neighbours, or as boxes to the copy engine.
@@ -38,9 +38,29 @@ struct GroupTile {
   static_assert(box_slots * part_rows * line_bytes <= part_bytes);
 };
 
+// Blocks of a cluster that take neighbouring tiles at the same time, numbered by pixels first. Those of the same
+// channels share the filters, those of the same pixels share these: each brings its part to all.
+struct Team {
+  int pixels = 1, channels = 1;  // blocks along each
+
+  FASTCONV_BOTH int size() const { return pixels * channels; }
+  FASTCONV_DEVICE int along_pixels() const { return size() > 1 ? rank_in_cluster() % pixels : 0; }
+  FASTCONV_DEVICE int along_channels() const { return size() > 1 ? rank_in_cluster() / pixels : 0; }
+  // A bit for each rank.
+  FASTCONV_DEVICE uint32_t sharing_filters() const { return ((1u << pixels) - 1) << along_channels() * pixels; }
+  FASTCONV_DEVICE uint32_t sharing_pixels() const {
+    uint32_t ranks = 0;
+    for (int i = 0; i < channels; ++i) ranks |= 1u << (i * pixels + along_pixels());
+    return ranks;
+  }
+  FASTCONV_DEVICE uint32_t sharing() const { return sharing_filters() | sharing_pixels(); }
+  FASTCONV_BOTH int sharers() const { return pixels + channels - 1; }
+};
+
 // What both sides of the pipeline count: steps of all tiles so far.
 template <class Tile>
 struct Pipeline {
+  Team team;
   unsigned step = 0;
 
   FASTCONV_DEVICE static Mbarrier full(int stage) { return Mbarrier::at(Tile::barriers_at) + stage; }
@@ -50,13 +70,22 @@ struct Pipeline {
   FASTCONV_DEVICE static char* left(int stage) { return shared_base() + stage * Tile::stage_bytes; }
   FASTCONV_DEVICE static char* right(int stage) { return left(stage) + Tile::left_bytes; }
 
-  // By all threads, before anything else.
-  FASTCONV_DEVICE static void make() {
+  // By all threads, before anything else and behind everything: blocks of a team touch each other's memory in between.
+  FASTCONV_DEVICE void open() const {
     if (this_thread() == 0) {
-      for (int i = 0; i < Tile::stages; ++i) full(i).make(1), empty(i).make(warps_of_consumer);
+      for (int i = 0; i < Tile::stages; ++i) full(i).make(1), empty(i).make(team.sharers() * warps_of_consumer);
       Mbarrier::fence_made();
     }
-    barrier();
+    team.size() > 1 ? cluster_barrier() : barrier();
+  }
+  FASTCONV_DEVICE void close() const {
+    if (team.size() > 1) cluster_barrier();
+  }
+  // By a warp of consumers, to all who bring to its stage.
+  FASTCONV_DEVICE void free(int stage) const {
+    const int lane = this_thread() % lanes_of_warp;
+    if (team.size() > 1 && lane < team.size() && team.sharing() >> lane & 1) empty(stage).arrive_in(lane);
+    if (team.size() == 1 && lane == 0) empty(stage).arrive();
   }
   // bring(step, left, right, barrier) starts the copies of one step: stage_bytes in all.
   template <class Bring>
@@ -96,21 +125,20 @@ struct GroupSums {
   FASTCONV_DEVICE void consume(Pipeline<Tile>& pipeline, int steps, bool first, bool last_tile) {
     const int group = this_thread() / threads_of_group;  // 1 or 2, which are its barrier and the other's
     if (!first) named_wait(group, consumer_groups * threads_of_group);
-    const bool frees = this_thread() % lanes_of_warp == 0;
     int last = -1;
     for (int i = 0; i < steps; ++i, ++pipeline.step) {
       const int at = pipeline.stage();
       Pipeline<Tile>::full(at).wait(pipeline.parity());
       multiply(Pipeline<Tile>::left(at), Pipeline<Tile>::right(at), i > 0);
       wait_products<1>();
-      if (frees && last >= 0) Pipeline<Tile>::empty(last).arrive();
+      if (last >= 0) pipeline.free(last);
       last = at;
     }
     if (!last_tile) named_arrive(1 + consumer_groups - group, consumer_groups * threads_of_group);
     wait_products<0>();
     FASTCONV_UNROLL
     for (int half = 0; half < Tile::halves; ++half) hold(sum[half]);
-    if (frees && last >= 0) Pipeline<Tile>::empty(last).arrive();
+    if (last >= 0) pipeline.free(last);
     if (steps == 0) FASTCONV_UNROLL
     for (int half = 0; half < Tile::halves; ++half) FASTCONV_UNROLL
     for (int i = 0; i < Tile::columns / 2; ++i) sum[half][i] = 0;

@@ -10,14 +10,18 @@
 // eight a line. Written channels up to 64 change sides: 64 filters x 256 pixels, whose products read 80 cycles of
 // shared memory in 128 where two of 64 columns read 128. Up to 32 they do not: half of the 64 rows would be padding.
 //
+// Blocks work in teams, clusters of up to four that take two tiles of pixels by two of channels: each brings half of
+// what it shares with either neighbour and the copy engine hands it to both (multicast), so that a block reads 16 KiB
+// from L2 a step where it would read 32. A stage is free when the warps of all who share it have read it.
+//
 // Predicted for n256c256h14w14_k256r3s3_p1_bf16nhwc on H200 (790 TFLOP/s of bf16, copy 4.3 TB/s): 59.2 GFLOP, 53 MB,
 // limit 75 us; 784 tiles on 132 blocks are 5.94 a block, 1 % lost to the last; one block a multiprocessor (384 threads,
-// 168 registers, 200 KiB), 19 % occupancy. Its blocks read 925 MB from L2: more than 12 TB/s, if they are to take no
-// longer than their products. It loses: where K or C are no multiples of 128 or 64, to the padding of the tiles; C < 64
-// to kernels that join taps in a stage. An address off 16 bytes, which the copy engine cannot start at, goes the way of
-// igemm.cu (sm80). To check on hardware: the notes of tensor_map.h and emulator/tensor.cpp; what L2 delivers, and with
-// it whether clusters that share their copies (multicast) are worth their barriers; whether boxes beat the threads'
-// stores.
+// 168 registers, 200 KiB), 19 % occupancy. From L2 come 462 MB, 6.2 TB/s if they are to take no longer than the
+// products; 925 MB without teams. It loses: where K or C are no multiples of 128 or 64, to the padding of the tiles; C
+// < 64 to kernels that join taps in a stage; to teams, the multiprocessors that fill no cluster. An address off 16
+// bytes, which the copy engine cannot start at, goes the way of igemm.cu (sm80). To check on hardware: the notes of
+// tensor_map.h and emulator/tensor.cpp; what L2 delivers, and with it how large teams should be; whether boxes beat the
+// threads' stores.
 #include "group_tile.h"
 
 #include "cuda/common/epilogue.h"
@@ -37,7 +41,7 @@ constexpr int most_maps = 16;  // phases that fit a kernel's parameters
 template <int Pixels, int Channels, bool Swapped>
 struct ConvTile : GroupTile<Swapped ? Channels : Pixels, Swapped ? Pixels : Channels> {
   static constexpr int pixels = Pixels, channels = Channels;
-  static constexpr bool swapped = Swapped;
+  static constexpr bool swapped = Swapped, teams = !Swapped && Channels >= Pixels;
 };
 
 template <class T>
@@ -47,18 +51,27 @@ struct GroupParams {
   TensorMap written;            // [pixel][group][channel], where the copy engine stores
   Tail<T> tail;
   Walks h, w;
-  int first_tile[most_maps + 1];  // of each phase; behind the last, all
-  int phases, blocks;
+  Team team;
+  int first_tile[most_maps + 1];  // tiles of the team, of each phase; behind the last, all
+  int phases, teams;
   int images, groups;
   int channels, columns;  // source and written channels of a group
   int filter_width, written_width;
-  int column_tiles;
-  bool tiled;  // 1x1: source[0] is a matrix of pixels
+  int column_tiles;  // of the team
+  bool tiled;        // 1x1: source[0] is a matrix of pixels
   bool tail_takes_vectors, stores_boxes;
   Bounds bounds;  // the activation of boxes
 };
 
-// A tile: which part of which phase.
+template <class T, class Tile>
+FASTCONV_DEVICE Team own_team(const GroupParams<T>& p) {
+  if constexpr (Tile::teams)
+    return p.team;
+  else
+    return {};
+}
+
+// A block's tile of a team's: which part of which phase.
 template <class T, class Tile>
 struct Place {
   const Walk &h, &w;
@@ -75,9 +88,10 @@ struct Place {
     constexpr int depth = line_bytes / static_cast<int>(sizeof(T));
     const int own = tile - p.first_tile[in];
     pixels = p.images * h.count * w.count;
-    first_channel = own % p.column_tiles * Tile::channels;
+    const Team team = own_team<T, Tile>(p);
+    first_channel = (own % p.column_tiles * team.channels + team.along_channels()) * Tile::channels;
     group = own / p.column_tiles % p.groups;
-    first_pixel = own / p.column_tiles / p.groups * Tile::pixels;
+    first_pixel = (own / p.column_tiles / p.groups * team.pixels + team.along_pixels()) * Tile::pixels;
     steps = h.taps * w.taps * ((p.channels + depth - 1) / depth);
   }
 };
@@ -87,29 +101,44 @@ FASTCONV_BOTH int least_place(const Walk& walk) {
   return walk.first + (walk.step < 0 && walk.taps > 0 ? (walk.taps - 1) * walk.step : 0);
 }
 
+FASTCONV_DEVICE int first_tile_of(const Team& team) { return static_cast<int>(this_block().x) / team.size(); }
+
 template <class T, class Tile>
-FASTCONV_DEVICE void bring_tiles(const GroupParams<T>& p, int tiles) {
+FASTCONV_DEVICE void bring_tiles(const GroupParams<T>& p, Pipeline<Tile> pipeline, int tiles) {
   constexpr int depth = line_bytes / static_cast<int>(sizeof(T));
+  const Team team = pipeline.team;
   const int slices = (p.channels + depth - 1) / depth;
-  Pipeline<Tile> pipeline;
-  for (int tile = static_cast<int>(this_block().x); tile < tiles; tile += p.blocks) {
+  // This block's part of what its neighbours need as well.
+  const int first_pixel = Tile::pixels / team.channels * team.along_channels();
+  const int first_filter = Tile::channels / team.pixels * team.along_pixels();
+  const uint32_t pixels_to = team.sharing_pixels(), filters_to = team.sharing_filters();
+  for (int tile = first_tile_of(team); tile < tiles; tile += p.teams) {
     const Place<T, Tile> at(p, tile);
     const Walk &h = at.h, &w = at.w;
-    const int plane = h.count * w.count, image = at.first_pixel / plane, within = at.first_pixel % plane;
+    const int pixel = at.first_pixel + first_pixel, filter = at.group * p.columns + at.first_channel + first_filter;
+    const int plane = h.count * w.count, image = pixel / plane, within = pixel % plane;
     const int low_y = least_place(h), low_x = least_place(w);
     const int y = within / w.count * h.stride + low_y, x = within % w.count * w.stride + low_x;
     pipeline.produce(at.steps, [&](int step, char* left, char* right, Mbarrier done) {
-      char *const pixels = Tile::swapped ? right : left, *const filters = Tile::swapped ? left : right;
+      char* const pixels = (Tile::swapped ? right : left) + first_pixel * line_bytes;
+      char* const filters = (Tile::swapped ? left : right) + first_filter * line_bytes;
       const int tap = step / slices, c = step % slices * depth, r = tap / w.taps, s = tap % w.taps;
-      const int channel = at.group * p.channels + c;
-      if (p.tiled)
-        load_box(p.source[0], pixels, done, channel, at.first_pixel);
-      else
-        load_column(p.source[at.phase], pixels, done, channel, x, y, image, w.first + s * w.step - low_x,
-                    h.first + r * h.step - low_y);
-      load_box(p.filter, filters, done, c,
-               (h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step,
-               at.group * p.columns + at.first_channel);
+      const int channel = at.group * p.channels + c, s_offset = w.first + s * w.step - low_x;
+      const int r_offset = h.first + r * h.step - low_y;
+      const int filter_tap = (h.first_tap + r * h.tap_step) * p.filter_width + w.first_tap + s * w.tap_step;
+      if (team.size() == 1) {
+        if (p.tiled)
+          load_box(p.source[0], pixels, done, channel, pixel);
+        else
+          load_column(p.source[at.phase], pixels, done, channel, x, y, image, s_offset, r_offset);
+        load_box(p.filter, filters, done, c, filter_tap, filter);
+      } else {
+        if (p.tiled)
+          share_box(p.source[0], pixels, done, pixels_to, channel, pixel);
+        else
+          share_column(p.source[at.phase], pixels, done, pixels_to, channel, x, y, image, s_offset, r_offset);
+        share_box(p.filter, filters, done, filters_to, c, filter_tap, filter);
+      }
     });
   }
 }
@@ -149,18 +178,17 @@ FASTCONV_DEVICE void store_tile(const GroupParams<T>& p, const Place<T, Tile>& a
 }
 
 template <class T, class Tile>
-FASTCONV_DEVICE void make_tiles(const GroupParams<T>& p, int tiles) {
+FASTCONV_DEVICE void make_tiles(const GroupParams<T>& p, Pipeline<Tile> pipeline, int tiles) {
   const int own = this_thread() / threads_of_group - 1;
-  Pipeline<Tile> pipeline;
   int turn = 0;
-  for (int tile = static_cast<int>(this_block().x); tile < tiles; tile += p.blocks, turn ^= 1) {
+  for (int tile = first_tile_of(pipeline.team); tile < tiles; tile += p.teams, turn ^= 1) {
     const Place<T, Tile> at(p, tile);
     if (turn != own) {
       pipeline.step += static_cast<unsigned>(at.steps);
       continue;
     }
     GroupSums<T, Tile, Lies::along> sums;
-    sums.consume(pipeline, at.steps, tile < p.blocks, tile + p.blocks >= tiles);
+    sums.consume(pipeline, at.steps, tile < p.teams, tile + p.teams >= tiles);
     store_tile(p, at, sums);
   }
   if (p.stores_boxes && this_thread() % lanes_of_warp == 0) wait_boxes<0>();
@@ -171,15 +199,17 @@ template <class T, class Tile, int SharedBytes = Tile::shared_bytes>
 FASTCONV_GLOBAL(Tile::threads, 1)
 group_igemm(FASTCONV_PARAMS(GroupParams<T>) p) {
 #if FASTCONV_SM90A
-  Pipeline<Tile>::make();
+  const Pipeline<Tile> pipeline{own_team<T, Tile>(p)};
+  pipeline.open();
   const int tiles = p.first_tile[p.phases];
   if (this_thread() < threads_of_group) {
     fewer_registers<producer_registers>();
-    if (this_thread() == 0) bring_tiles<T, Tile>(p, tiles);
+    if (this_thread() == 0) bring_tiles<T, Tile>(p, pipeline, tiles);
   } else {
     more_registers<consumer_registers>();
-    make_tiles<T, Tile>(p, tiles);
+    make_tiles<T, Tile>(p, pipeline, tiles);
   }
+  pipeline.close();
 #endif
 }
 
@@ -236,7 +266,7 @@ std::string refuses(const Problem& p) {
   }
   const int64_t rows = p.n * (forward(p) ? p.out_pixels() : p.in_pixels());
   if (const int64_t tiles = divide_up(rows, 128) * divide_up(forward(p) ? p.k : p.c, 32) * p.groups;
-      rows > most_blocks - 256 || tiles > most_blocks / 2)
+      rows > most_blocks - 512 || tiles > most_blocks / 2)
     return "It numbers written pixels and tiles in 32 bits, but there are " + std::to_string(rows) + " and " +
            std::to_string(tiles) + ".";
   return {};
@@ -265,6 +295,17 @@ TensorMap source_map(const Problem& p, const void* source, const Walk& h, const 
                         rows});
 }
 
+// Who shares: two blocks the filters, two the pixels, where there are as many tiles. A block alone reads 32 KiB from L2
+// for 128 x 128 x 64 products of 16 bits; so do four together for four times as many.
+template <class T, class Tile>
+Team team_of(int64_t rows, int64_t columns) {
+  if (!Tile::teams) return {};
+  const bool two_of_channels = divide_up(columns, Tile::channels) % 2 == 0;
+  const Team team{rows > Tile::pixels ? 2 : 1, two_of_channels ? 2 : 1};
+  const Start shape{{static_cast<unsigned>(team.size())}, Tile::threads, Tile::shared_bytes, team.size()};
+  return resident_clusters(group_igemm<T, Tile>, shape) > 0 ? team : Team{};
+}
+
 template <class T, class Tile>
 void start(const Problem& p, const Args& args, Stream stream) {
   const PackedFilter<T> filter = PackedFilter<T>::of(p, args, stream);
@@ -278,7 +319,9 @@ void start(const Problem& p, const Args& args, Stream stream) {
   params.images = i(p.n), params.groups = i(p.groups);
   params.channels = filter.channels, params.columns = filter.columns;
   params.filter_width = i(p.w.window), params.written_width = i(forward(p) ? p.w.out : p.w.in);
-  params.column_tiles = i(divide_up(filter.columns, Tile::channels));
+  const Team team = params.team =
+      team_of<T, Tile>(p.n * params.h.phase[0].count * params.w.phase[0].count, filter.columns);
+  params.column_tiles = i(divide_up(filter.columns, Tile::channels * team.channels));
   params.tail = Tail<T>::of(p, args);
   params.tail_takes_vectors = filter.columns % wide<T> == 0 && params.tail.takes(wide<T>);
   // Without a residual, and where written pixels follow each other.
@@ -291,19 +334,20 @@ void start(const Problem& p, const Args& args, Stream stream) {
   const int64_t row = written > 1 ? filter.row : taps * filter.padded;  // of one row the stride may be anything
   params.filter =
       tiled_map<T, 3>({filter.data, {filter.padded, taps, written}, {filter.padded * bytes, row * bytes}, line_bytes},
-                      {depth, 1, Tile::channels});
+                      {depth, 1, Tile::channels / team.pixels});
   params.tiled = p.is_pointwise() && p.h.stride == 1 && p.w.stride == 1 && p.in_pixels() == p.out_pixels();
   const int64_t channels = source_channels(p) * p.groups;
+  const int copied_pixels = Tile::pixels / team.channels;
   for (int phase = 0; phase < params.phases; ++phase) {
     const Walk &h = params.h.phase[phase / params.w.count], &w = params.w.phase[phase % params.w.count];
     const int64_t rows = p.n * h.count * w.count;
     params.first_tile[phase + 1] =
-        params.first_tile[phase] + i(divide_up(rows, Tile::pixels) * params.column_tiles * p.groups);
+        params.first_tile[phase] + i(divide_up(rows, Tile::pixels * team.pixels) * params.column_tiles * p.groups);
     if (params.tiled)
       params.source[0] =
-          tiled_map<T, 2>({source, {channels, rows}, {channels * bytes}, line_bytes}, {depth, Tile::pixels});
+          tiled_map<T, 2>({source, {channels, rows}, {channels * bytes}, line_bytes}, {depth, copied_pixels});
     else if (h.taps && w.taps)
-      params.source[phase] = source_map<T>(p, source, h, w, Tile::pixels);
+      params.source[phase] = source_map<T>(p, source, h, w, copied_pixels);
   }
   if (params.stores_boxes) {
     using Sums = GroupSums<T, Tile, Lies::along>;
@@ -314,9 +358,12 @@ void start(const Problem& p, const Args& args, Stream stream) {
                                       Sums::box_line},
                                      {Sums::box_columns, 1, Tile::part_rows}, Moves::out);
   }
-  const int tiles = params.first_tile[params.phases], blocks = std::min(tiles, multiprocessors());
-  params.blocks = blocks;
-  launch(group_igemm<T, Tile>, params, {static_cast<unsigned>(blocks)}, Tile::threads, Tile::shared_bytes, stream);
+  const int tiles = params.first_tile[params.phases];
+  Start shape{{}, Tile::threads, Tile::shared_bytes, team.size()};
+  const int most = team.size() > 1 ? resident_clusters(group_igemm<T, Tile>, shape) : multiprocessors();
+  params.teams = std::min(tiles, most);
+  shape.grid.x = static_cast<unsigned>(params.teams * team.size());
+  launch(group_igemm<T, Tile>, params, shape, stream);
 }
 
 void run(const Problem& p, const Args& args, Stream stream) {

@@ -61,8 +61,8 @@ group_wgrad(FASTCONV_PARAMS(GroupWgradParams<T>) p) {
 #if FASTCONV_SM90A
   using Place = WgradPlace<T, Tile>;
   constexpr int box_bytes = pixels_of_step * line_bytes;
-  Pipeline<Tile>::make();
   Pipeline<Tile> pipeline;
+  pipeline.open();
   const int first = static_cast<int>(this_block().x);
   if (this_thread() < threads_of_group) {
     fewer_registers<producer_registers>();

@@ -22,6 +22,11 @@ std::string Cluster::where() const {
          ", " + std::to_string(at.z) + ")";
 }
 
+std::string Cluster::name(int thread) const {
+  const std::string number = std::to_string(thread % threads_each_);
+  return blocks_ == 1 ? number : number + " of the cluster's block " + std::to_string(thread / threads_each_);
+}
+
 void Cluster::main(void* self) {
   Cluster& b = *static_cast<Cluster*>(self);
   try {
@@ -105,7 +110,7 @@ std::string Cluster::who_waits() const {
       place = "at an mbarrier that lacks " + std::to_string(barrier.pending) + " arrivals and " +
               std::to_string(barrier.expected) + " bytes,";
     }
-    text += "thread " + std::to_string(i) + " waits " + place + " of " + t.site.text() + "; ";
+    text += "thread " + name(static_cast<int>(i)) + " waits " + place + " of " + t.site.text() + "; ";
   }
   return text + std::to_string(std::accumulate(ended_.begin(), ended_.end(), 0)) + " of " +
          std::to_string(threads_.size()) + " threads have ended.";
@@ -129,8 +134,8 @@ void Cluster::meet_at_barrier(State state, Site site, int first, int count, int&
   for (int i = first; i < first + count; ++i) {
     Thread& t = threads_[static_cast<size_t>(i)];
     if (!(t.site == site))
-      throw Failure(where() + " is at the barrier of " + site.text() + ", but thread " + std::to_string(i) +
-                    " is at that of " + t.site.text() + ".");
+      throw Failure(where() + " is at the barrier of " + site.text() + ", but thread " + name(i) + " is at that of " +
+                    t.site.text() + ".");
     if (i != current_) wake(i);
   }
   came = 0;

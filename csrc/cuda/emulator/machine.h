@@ -82,9 +82,9 @@ inline constexpr int16_t several = -2;
 // Shared memory that wgmma or a bulk store reads in its own time.
 struct Reading {
   const char *begin, *end;
-  int reader;  // thread
-  uint32_t clock;
-  int pending;  // operations that have not been waited for
+  int reader;     // thread, or a warp's first lane
+  Clocks clocks;  // of the thread or of each lane, when it had waited: knowing one is enough
+  int pending;    // operations that have not been waited for
   const char* what;
 };
 
@@ -192,6 +192,7 @@ class Cluster {
   Thread& me() { return threads_[static_cast<size_t>(current_)]; }
   WarpQueue& queue() { return queues_[static_cast<size_t>(current_ / warp_lanes)]; }
   std::string where() const;
+  std::string name(int thread) const;
   std::string who_waits() const;
   void check_end();
   void pause(State state, Site site);
@@ -200,7 +201,7 @@ class Cluster {
   Cell* cells(const void* at, int64_t bytes, const char* verb);
   void check_alignment(const void* at, int64_t multiple, const char* what);
   void note_reading(int reader, const char* begin, const char* end, const char* what);
-  void finish_reading(int reader, const char* begin, const char* end);
+  void finish_reading(int reader, int lanes, const char* begin, const char* end);
   void check_readings(const void* at, int64_t bytes, const char* verb);
   void check_async_read(const char* at, int64_t bytes, const char* what);
 

@@ -27,13 +27,16 @@ void Cluster::note_reading(int reader, const char* begin, const char* end, const
       ++r.pending;
       return;
     }
-  readings_.push_back({begin, end, reader, 0, 1, what});
+  readings_.push_back({begin, end, reader, {}, 1, what});
 }
 
-void Cluster::finish_reading(int reader, const char* begin, const char* end) {
+void Cluster::finish_reading(int reader, int lanes, const char* begin, const char* end) {
   for (Reading& r : readings_)
-    if (r.begin == begin && r.end == end && r.reader == reader)
-      --r.pending, r.clock = threads_[static_cast<size_t>(reader)].clock;
+    if (r.begin == begin && r.end == end && r.reader == reader) {
+      --r.pending;
+      r.clocks.clear();
+      for (int i = 0; i < lanes; ++i) r.clocks.push_back(threads_[static_cast<size_t>(reader + i)].clock);
+    }
 }
 
 void Cluster::check_readings(const void* at, int64_t bytes, const char* verb) {
@@ -41,10 +44,13 @@ void Cluster::check_readings(const void* at, int64_t bytes, const char* verb) {
   std::erase_if(readings_, [&](const Reading& r) {
     if (first + bytes <= r.begin || r.end <= first) return false;
     if (r.pending)
-      throw Failure(where() + " " + verb + " shared memory that " + r.what + " of thread " + std::to_string(r.reader) +
+      throw Failure(where() + " " + verb + " shared memory that " + r.what + " of thread " + name(r.reader) +
                     " still reads.");
-    if (r.reader != current_ && !ordered(r.reader, r.clock))
-      throw Failure(where() + " " + verb + " shared memory that " + r.what + " of thread " + std::to_string(r.reader) +
+    bool known = false;
+    for (int i = 0; i < static_cast<int>(r.clocks.size()); ++i)
+      known |= r.reader + i == current_ || ordered(r.reader + i, r.clocks[static_cast<size_t>(i)]);
+    if (!known)
+      throw Failure(where() + " " + verb + " shared memory that " + r.what + " of thread " + name(r.reader) +
                     " read, without a barrier between.");
     return true;
   });
@@ -56,7 +62,7 @@ void Cluster::check_async_read(const char* at, int64_t bytes, const char* what) 
   for (int64_t i = 0; i < bytes / cell_bytes; ++i, ++cell) {
     if (cell->copier >= 0)
       throw Failure(where() + " " + what + " shared memory to which an asynchronous copy of thread " +
-                    std::to_string(cell->copier) + " is on its way.");
+                    name(cell->copier) + " is on its way.");
     if (!cell->written) throw Failure(where() + " " + what + " shared memory that nobody has written.");
     const bool own = cell->writer == current_, earlier = cell->write_epoch != epoch();
     if (!own && !earlier && !ordered(cell->writer, cell->write_clock))
@@ -67,7 +73,7 @@ void Cluster::check_async_read(const char* at, int64_t bytes, const char* what) 
     const bool fenced = cell->write_epoch == writer.fenced_epoch ? cell->write_clock <= writer.fenced
                                                                  : cell->write_epoch < writer.fenced_epoch;
     if (!fenced)
-      throw Failure(where() + " " + what + " shared memory that thread " + std::to_string(cell->writer) +
+      throw Failure(where() + " " + what + " shared memory that thread " + name(cell->writer) +
                     " wrote without a fence (fence.proxy.async) behind.");
   }
 }
@@ -81,8 +87,7 @@ void Cluster::check_shared(const void* at, int bytes, bool write) {
     int other = -1;
     if (cell->copier >= 0)
       throw Failure(where() + (write ? " writes" : " reads") +
-                    " shared memory to which an asynchronous copy of thread " + std::to_string(cell->copier) +
-                    " is on its way.");
+                    " shared memory to which an asynchronous copy of thread " + name(cell->copier) + " is on its way.");
     const bool read_now =
         cell->read_epoch == epoch() && cell->reader != self && !ordered(cell->reader, cell->read_clock);
     if (cell->write_epoch == epoch() && cell->writer != self && !ordered(cell->writer, cell->write_clock))
@@ -93,7 +98,7 @@ void Cluster::check_shared(const void* at, int bytes, bool write) {
                     std::to_string((cell - cells_.data()) * cell_bytes) + " of shared memory, which " +
                     (other == several                             ? "other threads have"
                      : other >= static_cast<int>(threads_.size()) ? "a bulk load has"
-                                                                  : "thread " + std::to_string(other) + " has") +
+                                                                  : "thread " + name(other) + " has") +
                     " touched since the last barrier.");
     if (write) {
       cell->write_epoch = epoch(), cell->writer = self, cell->write_clock = me().clock;

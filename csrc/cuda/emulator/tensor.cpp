@@ -201,7 +201,7 @@ void Cluster::wait_for_stores(int newest_left) {
     for (size_t i = 0; i < t.store_groups.front(); ++i) {
       const BulkStore& store = t.stores[i];
       const TensorMap& map = *store.map;
-      finish_reading(current_, store.from, store.from + store.bytes);
+      finish_reading(current_, 1, store.from, store.from + store.bytes);
       const int64_t start = store.from - shared_.data();
       walk(map, store.at.data(), nullptr, [&](int64_t from, const int* place) {
         const Inside part = inside(map, place);

@@ -97,7 +97,7 @@ void Cluster::multiply_later(Multiply m) {
     throw Failure("A product has " + std::to_string(m.what.columns) + " columns.");
   if (m.what.operand == Operand::tf32 && (m.what.across_a || m.what.across_b))
     throw Failure("A product of tf32 transposes nothing.");
-  const int first_lane = current_ - current_ % warp_lanes;  // who arrives somewhere, once it has waited
+  const int first_lane = current_ - current_ % warp_lanes;
   // Four warps must ask for the same, one after another in their own time.
   auto& log = issued_[static_cast<size_t>(group)];
   const auto number = static_cast<size_t>(warp.issued++);
@@ -148,7 +148,7 @@ void Cluster::wait_for_multiplies(int newest_left) {
       auto finish = [&](bool is_left, int rows) {
         const auto chunks = chunks_of(m.what, is_left, rows, 0);
         const auto [low, high] = std::minmax_element(chunks.begin(), chunks.end());
-        finish_reading(current_ - current_ % warp_lanes, *low, *high + chunk_bytes);
+        finish_reading(current_ - current_ % warp_lanes, warp_lanes, *low, *high + chunk_bytes);
       };
       if (!m.what.a_in_registers) finish(true, rows_of_group);
       finish(false, m.what.columns);
