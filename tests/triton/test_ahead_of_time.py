@@ -32,6 +32,7 @@ DEFAULTS = {
         "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc",
         "n8c64h28w30_k64r3s3_p1_f32nchw_bias_silu",
         "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc",
+        "n8c80h28w30_k80r3s3_p1_g10_f16nhwc",
     ),
     "conv2d/dgrad_igemm_triton": (
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
@@ -39,12 +40,14 @@ DEFAULTS = {
         "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
         "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc_dgrad",
         "n8c64h28w30_k64r3s3_u2_p1_f32nhwc_dgrad",
+        "n8c128h28w30_k128r3s3_u2_p1_g32_bf16nhwc_dgrad",
     ),
     "conv2d/wgrad_splitk_triton": (
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_wgrad",
         "n32c256h14w18_k256r3s3_u2_p1_f16nhwc_wgrad",
         "n8c64h28w30_k64r3s3_p1_tf32nhwc_wgrad",
         "n8c64h28w30_k64r3s3_p1_f32nhwc_wgrad",
+        "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc_wgrad",
     ),
     "conv2d/fprop_gemm1x1_triton": (
         "n32c256h56w54_k64r1s1_bf16nhwc_bias_relu",
@@ -217,6 +220,18 @@ def test_sizes_of_one_compile(name):
     ones = {"n": 1} if "persistent" in name else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
     for launch in launches(name, problem.replace(**ones), 90):
         assert launch.compile(90).asm["cubin"]
+
+
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+def test_groups_that_share_a_tile_are_loaded_by_vectors(pass_, architecture):
+    """Four channels of a group are 8 bytes; four groups of them are copied 16 bytes at a time, and no 8."""
+    name = {"fprop": "fprop_igemm", "dgrad": "dgrad_igemm", "wgrad": "wgrad_splitk"}[pass_]
+    problem = Problem("n8c128h28w30_k128r3s3_p1_g32_bf16nhwc").replace(pass_=pass_)
+    ptx = launches(f"conv2d/{name}_triton", problem, architecture)[0].compile(architecture).asm["ptx"]
+    sizes = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", ptx))
+    assert sizes == {"0x10"}
+    assert not re.search(r"ld\.global\S*\.v[12]\.b32", ptx)
 
 
 def test_every_kernel_is_compiled():

@@ -106,6 +106,20 @@ def test_a_filter_gradient_is_cut_until_the_chip_is_full():
     assert few & (few - 1) == 0
 
 
+def test_few_channels_a_group_share_a_tile_with_their_neighbours():
+    """As many groups as have the columns of a tile together, no more; the last tile may have fewer."""
+    for text, least, expected in (
+        ("n1c128h9w9_k128r3s3_g32_f16nhwc", 16, configure.Slab(4, 8, 16, 16)),
+        ("n1c128h9w9_k128r3s3_g32_f16nhwc", 64, configure.Slab(16, 2, 64, 64)),
+        ("n1c21h9w9_k35r3s3_g7_f16nhwc", 16, configure.Slab(3, 3, 9, 15)),
+        ("n1c8h9w9_k4r3s3_g2_f16nhwc", 16, configure.Slab(2, 1, 8, 4)),
+        ("n1c64h9w9_k72r3s3_g8_f16nhwc", 16, configure.Slab(1, 8, 8, 9)),
+        ("n1c4h9w9_k8r3s3_f16nhwc", 16, configure.Slab(1, 1, 4, 8)),
+    ):
+        problem = Problem(text)
+        assert configure.slab(problem, problem.k, least) == expected
+
+
 def test_few_channels_share_a_block_with_their_taps():
     assert configure.flat(3, 16) and configure.flat(33, 64)
     assert not configure.flat(64, 64) and not configure.flat(52, 64)

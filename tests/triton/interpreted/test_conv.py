@@ -39,12 +39,16 @@ ALIGNED = (
 )
 
 # What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
-# shares a divisor with the stride, several groups, few channels and many, padding on one side, a slice, a multiplier.
+# shares a divisor with the stride, several groups, also more than share a tile, few channels and many, padding on one
+# side, a slice, a multiplier.
 CORNERS = (
     "n2c5h7w9_k6r3s2_u2x3_p1x0_f32nhwc",
     "n1c3h9w8_k17r4s3_u3x2_p0:2x1:0_f16nchw_bias_relu",
     "n1c20h5w7_k18r3s2_p2x1_d2x1_u2x1_f32nhwc",
     "n2c12h6w5_k8r2s3_p1_g4_bf16nhwc_bias_silu",
+    "n2c40h6w5_k40r3s2_p1_g10_f16nhwc_bias_out2of45",
+    "n1c21h5w4_k84r2s3_u2x1_p1_g7_bf16nhwc_relu",
+    "n1c21h5w4_k14r3s2_p1x0_d1x2_g7_f32nchw_bias_res",
     "n1c33h4w5_k35r1s3_p0x1_f32nchw_bias_res_gelu",
     "n1c6h2w3_k5r3s2_u4x5_p1_f32nhwc",
     "n1c7h6w5_k14r3s2_u2x1_p1_g7_f32nhwc_bias_res_hardswish",

@@ -24,6 +24,7 @@ MEASURED = (
     ("conv_fprop", "n3c12h6w5_k34r2s3_p1_g2_f16nhwc_bias_res_relu"),
     ("conv_fprop", "n1c3h9w8_k17r4s3_u3x2_p0:2x1:0_d1x2_bf16nchw"),
     ("conv_fprop", "n2c6h5w4_k6r3s3_p1_g6_f32nchw"),
+    ("conv_fprop", "n2c20h5w4_k40r3s2_p1_g10_f16nhwc"),
     ("conv_fprop", "n1c4h6w7_k18r2s2_f16nhwc_out2of23"),
     ("conv_gemm1x1", "n2c17h7w6_k19r1s1_f16nhwc"),
     ("conv_gemm1x1", "n1c33h9w5_k35r1s1_u2x3_f32nchw_bias"),
@@ -43,6 +44,7 @@ NORMED = (
     ("conv_fprop", "n2c12h6w5_k34r2s3_p1_g2_f32nchw_out3of41"),
     ("conv_fprop", "n1c33h9w8_k17r2s3_u3x2_p0:2x1:0_d1x2_bf16nchw_bias_silu"),
     ("conv_fprop", "n2c4h5w4_k8r3s3_p1_g4_f16nchw"),
+    ("conv_fprop", "n2c40h5w4_k40r3s2_p1_g10_f16nhwc_bias"),
     ("conv_fprop", "n1c7h4w6_k5r1s1_p1x2_bf16nhwc"),
 )
 
