@@ -67,6 +67,15 @@ DEFAULTS = {
         "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
         "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
     ),
+    "conv2d/fprop_persistent_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_bias_res_relu",
+        "n32c512h7w9_k512r3s3_p1_f16nhwc_relu",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc",
+    ),
+    "conv2d/dgrad_persistent_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
+    ),
     "conv2d/fprop_depthwise_triton": (
         "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
         "n8c96h28w30_k96r7s7_p3_g96_f32nchw",
@@ -232,6 +241,18 @@ def test_groups_that_share_a_tile_are_loaded_by_vectors(pass_, architecture):
     sizes = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", ptx))
     assert sizes == {"0x10"}
     assert not re.search(r"ld\.global\S*\.v[12]\.b32", ptx)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if "persistent" in name])
+def test_what_a_copy_brings_is_multiplied_where_it_lies(name, tmp_path):
+    """On sm_90 no operand passes through registers, and the tensor copies are in the binary too."""
+    for launch in launches(name, Problem(DEFAULTS[name][0]), 90):
+        compiled = launch.compile(90)
+        assert "warp_group_dot" in compiled.asm["ttgir"] and "ttg.local_load" not in compiled.asm["ttgir"]
+        (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+        command = [TOOLS / "nvdisasm", tmp_path / "kernel.cubin"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "UTMALDG" in shown and "HGMMA" in shown
 
 
 def test_every_kernel_is_compiled():

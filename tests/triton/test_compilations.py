@@ -30,6 +30,7 @@ BUCKETS = {
         "n31c128h29w28_k128r3s3_p1x0_bf16nhwc",
         "n7c128h57w64_k128r3s3_p1_bf16nhwc",
     ),
+    "conv2d/fprop_persistent_triton": ("n32c128h28w30_k128r3s3_p1_f16nhwc", "n31c128h30w27_k128r3s3_p1x0_f16nhwc"),
     "conv2d/dgrad_gemm1x1_triton": ("n8c64h28w30_k64r1s1_f16nhwc_dgrad", "n9c64h27w29_k64r1s1_f16nhwc_dgrad"),
     "conv2d/wgrad_splitk_triton": ("n8c64h28w30_k64r3s3_p1_f16nhwc_wgrad", "n9c64h27w29_k64r3s3_p1_f16nhwc_wgrad"),
     "batchnorm2d/fprop_direct_triton": (

@@ -58,6 +58,7 @@ PRODUCTS = {
     "conv_wgrad": "n2c8h6w5_k16r3s3_p1_{}nhwc_wgrad",
     "conv_gemm1x1": "n2c8h6w5_k16r1s1_{}nhwc",
     "conv_persistent1x1": "n2c8h6w5_k16r1s1_{}nhwc",
+    "conv_persistent": "n2c8h6w5_k16r3s3_p1_{}nhwc",
     "dw_pw": "n2c8h6w5_k16r1s1_{}nhwc",
 }
 
