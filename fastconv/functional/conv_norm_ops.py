@@ -103,21 +103,40 @@ def _(z, stats, norm_weight, norm_bias, residual, eps, activation, alpha):
 
 
 @torch.library.custom_op("fastconv::norm_grad", mutates_args=())
-def norm_grad(dy: Tensor, z: Tensor, stats: Tensor, norm_weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Of a training batch norm: the gradient of z, and those of weight and bias, (2, K) in float."""
-    kind = kind_of(z)
+def norm_grad(
+    dy: Tensor,
+    z: Tensor,
+    stats: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    at: Tensor | None,
+    eps: float,
+    activation: str,
+    alpha: float,
+    keeps: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a training batch norm and its activation: the gradient of z; those of weight and bias, (2, K) in float; with
+    ``keeps`` that before the activation, else nothing. at: as ``norm_grad.Behind`` has it.
+    """
+    kind, file = kind_of(z), rows.load("norm_grad")
     n, c, h, w = z.shape
     problem = Problem(f"batchnorm2d_n{n}c{c}h{h}w{w}_{kind}").replace(pass_="dgrad", training=True)
     pair = torch.empty_like(stats)
-    operands = {"x": z, "mean": stats[0], "variance": stats[1], "w": _affine(norm_weight)[0], "stats": pair}
-    dense = dy.contiguous(memory_format=_format(kind.endswith("nhwc")))
-    dz = torch.empty_like(z)
-    return _start(rows.load("norm_grad").plan(problem, y=dense, eps=eps, out=dz, **operands)), pair
+    scale, shift = _affine(norm_weight, norm_bias)
+    dense, tells = (None if t is None else t.contiguous(memory_format=_format(kind.endswith("nhwc"))) for t in (dy, at))
+    dz, kept = torch.empty_like(z), torch.empty_like(z) if keeps else None
+    behind = file.Behind(activation, alpha, shift, tells, kept)
+    operands = {"x": z, "mean": stats[0], "variance": stats[1], "w": scale, "stats": pair, "behind": behind}
+    return (
+        _start(file.plan(problem, y=dense, eps=eps, out=dz, **operands)),
+        pair,
+        z.new_empty(0) if kept is None else kept,
+    )
 
 
 @norm_grad.register_fake
-def _(dy, z, stats, norm_weight, eps):
-    return torch.empty_like(z), torch.empty_like(stats)
+def _(dy, z, stats, norm_weight, norm_bias, at, eps, activation, alpha, keeps):
+    return torch.empty_like(z), torch.empty_like(stats), torch.empty_like(z) if keeps else z.new_empty(0)
 
 
 def activated(x: Tensor, activation: str, alpha: float) -> Tensor:
@@ -131,32 +150,22 @@ def _is_piecewise(activation: str, alpha: float) -> bool:
     return activation in PIECEWISE and alpha >= 0
 
 
-def _through_activation(dy: Tensor, at: Tensor, activation: str, alpha: float) -> Tensor:
-    """The gradient before the activation; at: what it was applied to or, where it is piecewise, its result too."""
+def _through_result(dy: Tensor, y: Tensor, activation: str, alpha: float) -> Tensor:
+    """The gradient before a piecewise activation whose result is y."""
     match activation:
         case "relu":
-            return _aten.threshold_backward(dy, at, 0)
+            return _aten.threshold_backward(dy, y, 0)
         case "relu6":
-            return _aten.hardtanh_backward(dy, at, 0, 6)
-        case "leaky_relu":
-            return _aten.leaky_relu_backward(dy, at, alpha, False)
-        case "silu":
-            return _aten.silu_backward(dy, at)
-        case "hardswish":
-            return _aten.hardswish_backward(dy, at)
-        case "sigmoid":
-            return _aten.sigmoid_backward(dy, at.sigmoid())
-        case "gelu":
-            return _aten.gelu_backward(dy, at)
+            return _aten.hardtanh_backward(dy, y, 0, 6)
         case _:
-            return dy
+            return _aten.leaky_relu_backward(dy, y, alpha, False)
 
 
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, norm_weight, norm_bias, residual, second, *rest = inputs
     y, z, stats = output
     ctx.geometry, ctx.second_geometry, ctx.eps, ctx.activation, ctx.alpha = rest
-    told = second is None and _is_piecewise(ctx.activation, ctx.alpha)
+    told = residual is not None and _is_piecewise(ctx.activation, ctx.alpha)
     added = None if told or ctx.activation == "none" else residual
     ctx.save_for_backward(x, weight, norm_weight, norm_bias, added, second, z, stats, y if told else None)
     ctx.mark_non_differentiable(z, stats)
@@ -173,25 +182,24 @@ def _(ctx, dy: Tensor | None, _dz, _dstats):
 
 def _once(ctx, dy: Tensor) -> list[Tensor | None]:
     """The gradients of the six tensors, by the kernels."""
-    x, weight, norm_weight, norm_bias, residual, second, z, stats, hidden = ctx.saved_tensors
+    x, weight, norm_weight, norm_bias, residual, second, z, stats, at = ctx.saved_tensors
     needs, (activation, alpha) = ctx.needs_input_grad, (ctx.activation, ctx.alpha)
     again = partial(norm_apply, z, stats, norm_weight, norm_bias, residual, ctx.eps)
     dsecond = None
     if second is not None:
-        hidden = again(activation, alpha) if needs[5] or _is_piecewise(activation, alpha) else None
         if needs[5]:
-            dsecond = _filter_gradient(dy, hidden, second, ctx.second_geometry)
+            dsecond = _filter_gradient(dy, again(activation, alpha), second, ctx.second_geometry)
         dy = _dgrad(dy, second, None, z.shape[2:], *_parts(ctx.second_geometry))
-    if activation != "none":
-        at = hidden if _is_piecewise(activation, alpha) else again("none", 0.0)
-        dy = _through_activation(dy, at, activation, alpha)
-    dz, pair = norm_grad(dy, z, stats, norm_weight, ctx.eps)
+    if residual is not None:
+        at = again("none", 0.0)
+    keeps = needs[4] and activation != "none"
+    dz, pair, kept = norm_grad(dy, z, stats, norm_weight, norm_bias, at, ctx.eps, activation, alpha, keeps)
     return [
         _dgrad(dz, weight, None, x.shape[2:], *_parts(ctx.geometry)) if needs[0] else None,
         _filter_gradient(dz, x, weight, ctx.geometry) if needs[1] else None,
         pair[0].to(norm_weight.dtype) if needs[2] else None,
         pair[1].to(norm_bias.dtype) if needs[3] else None,
-        dy if needs[4] else None,
+        (kept if keeps else dy) if needs[4] else None,
         dsecond,
     ]
 
@@ -207,7 +215,7 @@ def _twice(ctx, dy: Tensor) -> list[Tensor | None]:
         y = y if second is None else _composed(y, second, ctx.second_geometry)
     else:
         # The result tells the derivative, and the residual was not kept.
-        y, dy = u, _through_activation(dy, hidden.detach(), ctx.activation, ctx.alpha)
+        y, dy = u, _through_result(dy, hidden.detach(), ctx.activation, ctx.alpha)
     inputs = (x, weight, norm_weight, norm_bias, residual, second)
     wanted = [i for i, t in enumerate(inputs) if ctx.needs_input_grad[i] and t is not None]
     found = dict(zip(wanted, torch.autograd.grad(y, [inputs[i] for i in wanted], dy, create_graph=True), strict=True))

@@ -15,7 +15,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv.kernels import triton as rows  # noqa: E402
-from fastconv.kernels.triton import configure, dw_pw, prologue  # noqa: E402
+from fastconv.kernels.triton import configure, dw_pw, norm_grad, prologue  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
 
@@ -219,6 +219,21 @@ def test_a_convolution_beside_a_training_norm_compiles_without_spills(file, text
         norm = {"norm": prologue.Norm(given[:2], given[2], given[3], 1e-5, before)}
     operands = blank.operands(problem) | {"stats": stats} | norm
     check(module.plan(problem, architecture=architecture, **operands)[1], file, problem, architecture, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("text", "activation"),
+    [("n32c64h56w54_bf16nhwc", "relu"), ("n32c64h56w54_f32nchw", "silu"), ("n8c512h7w9_f16nhwc", "gelu")],
+)
+def test_a_norms_gradient_behind_an_activation_compiles_without_spills(text, activation, told, architecture, tmp_path):
+    problem = Problem(f"batchnorm2d_{text}_train_dgrad")
+    operands = blank.operands(problem)
+    beside = {"at": operands["y"], "kept": operands["y"]} if told else {"bias": torch.empty(problem.c, device="meta")}
+    behind = norm_grad.Behind(activation, **beside)
+    started = norm_grad.plan(problem, architecture=architecture, behind=behind, **operands)[1]
+    check(started, "norm_grad", problem, architecture, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if "depthwise" not in name])

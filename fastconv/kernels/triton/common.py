@@ -9,6 +9,7 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 HALF_SQRT2 = tl.constexpr(0.7071067811865476)
+INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 SIX = tl.constexpr(6.0)
 THREE = tl.constexpr(3.0)
 BFLOAT_SHIFT = tl.constexpr(16)
@@ -110,6 +111,30 @@ def activate(x, alpha, ACTIVATION: tl.constexpr):
         return 0.5 * x * (1.0 + tl.erf(x * HALF_SQRT2))
     else:
         return x
+
+
+@triton.jit
+def activation_gradient(d, x, alpha, ACTIVATION: tl.constexpr):
+    """d times the derivative of ``activate`` at x, in float; of relu, relu6 and leaky_relu x may be the result too."""
+    if ACTIVATION == "relu":
+        return tl.where(x <= 0, 0.0, d)
+    elif ACTIVATION == "relu6":
+        return tl.where((x <= 0) | (x >= SIX), 0.0, d)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(x > 0, d, d * alpha)
+    elif ACTIVATION == "silu":
+        s = 1.0 / (1.0 + tl.exp(-x))
+        return d * (s * (1.0 + x * (1.0 - s)))
+    elif ACTIVATION == "hardswish":
+        return tl.where(x <= -THREE, 0.0, tl.where(x < THREE, d * (x / THREE + 0.5), d))
+    elif ACTIVATION == "sigmoid":
+        s = 1.0 / (1.0 + tl.exp(-x))
+        return d * (s * (1.0 - s))
+    elif ACTIVATION == "gelu":
+        density = INVERSE_SQRT_2PI * tl.exp(-0.5 * x * x)
+        return d * (0.5 * (1.0 + tl.erf(x * HALF_SQRT2)) + x * density)
+    else:
+        return d
 
 
 @triton.jit

@@ -301,7 +301,9 @@ def test_opcheck(format):
         torch.library.opcheck(ops.conv2d_batch_norm.default, arguments)
     z, stats = residual.detach(), torch.rand(2, 9)
     torch.library.opcheck(ops.norm_apply.default, (z, stats, scale.detach(), None, None, EPS, "relu", 0.0))
-    torch.library.opcheck(ops.norm_grad.default, (torch.randn_like(z), z, stats, scale.detach(), EPS))
+    given = torch.randn_like(z), z, stats, scale.detach(), shift.detach()
+    torch.library.opcheck(ops.norm_grad.default, (*given, None, EPS, "silu", 0.0, False))
+    torch.library.opcheck(ops.norm_grad.default, (*given, torch.randn_like(z), EPS, "relu", 0.0, True))
 
 
 def test_tangents_and_batches_of_calls_are_carried():
