@@ -119,9 +119,13 @@ def test_every_activation_on_the_way_is_one_in_memory(number):
     check_norm("conv_fprop", Problem("n1c5h6w5_k6r3s2_p1_f32nhwc"), number)
 
 
-def test_a_product_takes_a_norm_and_measures():
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("conv_gemm1x1", "n2c17h7w6_k19r1s1_f32nhwc"), ("conv_fprop", "n2c17h7w6_k19r2s3_p1_f32nhwc")],
+)
+def test_a_product_takes_a_norm_and_measures(file, text):
     """A chain of both: the statistics are those of the result behind the norm."""
-    problem, module = Problem("n2c17h7w6_k19r1s1_f32nhwc"), rows.load("conv_gemm1x1")
+    problem, module = Problem(text), rows.load(file)
     operands = inputs.make(problem, 0, integer=False).named(problem)
     given, stats = torch.rand(4, 17), torch.empty(2, 19)
     norm = prologue.Norm(given[:2], given[2], given[3], EPS, "relu")
