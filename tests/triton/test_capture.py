@@ -26,10 +26,11 @@ F16 = torch.float16
 # Of conv2d_batch_norm: shapes of input and filter, and what else it is given, shapes too where they are tensors.
 CALLS = {
     "second": ((2, 64, 9, 8), (64, 64, 1, 1), {"activation": "relu", "second": (64, 64, 3, 3), "second_padding": 1}),
+    "chain": ((2, 64, 9, 8), (64, 64, 3, 3), {"padding": 1, "second": (64, 64, 1, 1), "second_activation": "relu"}),
     "residual": ((2, 64, 9, 8), (64, 64, 3, 3), {"activation": "silu", "padding": 1, "residual": (2, 64, 9, 8)}),
 }
 # Operators whose bodies run instead of what tracing is told of them.
-OPERATORS = (conv_norm_ops.conv2d_batch_norm, conv_norm_ops.norm_apply, conv_norm_ops.norm_grad)
+OPERATORS = (conv_norm_ops.conv2d_moments, conv_norm_ops.norm_conv2d, conv_norm_ops.norm_apply, conv_norm_ops.norm_grad)
 BODIES = {operator._opoverload: operator._init_fn for operator in OPERATORS}
 
 
