@@ -81,14 +81,18 @@ def kernel(
     tiles_m = tl.cdiv(filters, BLOCK_M)
     block = tl.program_id(0)
     slab = block // (tiles_n * tiles_m)
-    filter = block // tiles_n % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_filter = block // tiles_n % tiles_m * BLOCK_M
+    filter = first_filter + tl.arange(0, BLOCK_M)
     column = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel = column % channels
     all_filter = slab * filters + filter
     all_channel = slab * channels + channel
-    # The last slab may have fewer groups.
-    filter_inside = (filter < filters) & (all_filter < all_filters)
-    column_inside = (column < columns) & (all_channel < all_channels)
+    filter_inside = filter < filters
+    column_inside = column < columns
+    if GROUP_CHANNELS:
+        # The last slab may have fewer groups.
+        filter_inside &= all_filter < all_filters
+        column_inside &= all_channel < all_channels
     tap = column // channels
     r = tap // S * DILATION_H - pad_h
     s = tap % S * DILATION_W - pad_w
@@ -103,14 +107,20 @@ def kernel(
         h = p[:, None] * STRIDE_H + r[None, :]
         v = q[:, None] * STRIDE_W + s[None, :]
         inside = pixel_inside[:, None] & column_inside[None, :] & (h >= 0) & (h < height) & (v >= 0) & (v < width)
-        gradients = offsets(
-            lines, p[:, None], q[:, None], all_filter[None, :], out_height, out_width, all_filters, CHANNELS_LAST
-        )
+        if CHANNELS_LAST:
+            # Pixels are the rows of dy as they are numbered.
+            gradients = pixel.to(tl.int64)[:, None] * all_filters + all_filter[None, :]
+        else:
+            gradients = offsets(
+                lines, p[:, None], q[:, None], all_filter[None, :], out_height, out_width, all_filters, CHANNELS_LAST
+            )
         a = tl.load(dy + gradients, mask=pixel_inside[:, None] & filter_inside[None, :], other=0.0)
         inputs = offsets(lines, h, v, all_channel[None, :], height, width, all_channels, CHANNELS_LAST)
         b = tl.load(x + inputs, mask=inside, other=0.0)
         sums = product(tl.trans(a), b, sums, PRECISION)
-    row = tl.program_id(1).to(tl.int64) * all_filters + all_filter
+    # First one number, then the range: it takes fewer registers beside the sums.
+    first_row = tl.program_id(1).to(tl.int64) * all_filters + slab * filters + first_filter
+    row = first_row + tl.arange(0, BLOCK_M)
     inside = filter_inside[:, None] & column_inside[None, :]
     if GROUP_CHANNELS:
         inside &= (filter // GROUP_FILTERS)[:, None] == (channel // GROUP_CHANNELS)[None, :]
