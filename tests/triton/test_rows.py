@@ -59,6 +59,10 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_igemm_triton", DENSE + "_packed", "not packed ones"),
         ("unpool2d/fprop_direct_triton", "unpool2d_n1c2h3w4_o6x8_f32nhwc_out1of5_indexi64", "2 of a buffer's 5"),
         ("avgpool2d/dgrad_window_triton", "avgpool2d_n1c2h6w8_r2s2_f32nhwc_dgrad_out1of5", "dense gradients"),
+        ("conv2d/fprop_persistent_triton", "n1c16h5w6_k8r3s3_u2_p1_f16nhwc", "but 2x2 does not divide 5x6"),
+        ("conv2d/fprop_persistent_triton", "n1c24h6w6_k8r3s3_u2_p1_f16nhwc", "blocks of 16 channels, but C=24"),
+        ("conv2d/fprop_persistent_triton", "n1c20h6w6_k8r3s3_p1_f16nhwc", "C=20 and K=8 of 2 bytes"),
+        ("conv2d/dgrad_persistent_triton", "n1c16h6w6_k8r3s3_u2_p1_f16nhwc_dgrad", "but the stride is 2x2"),
         ("conv2d/fprop_igemm_triton", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200 of them"),
     ):
         assert part in registry.kernel(name).refuses(Problem(text))

@@ -1,23 +1,28 @@
-"""Convolution of stride 1 as a persistent implicit matrix product whose operands come through descriptors, and its
-input gradient, the same product with the taps mirrored: ``conv_fprop`` and ``conv_dgrad`` for Hopper and later, where a
+"""Convolution as a persistent implicit matrix product whose operands come through descriptors, and the input gradient
+of stride 1, the same product with the taps mirrored: ``conv_fprop`` and ``conv_dgrad`` for Hopper and later, where a
 descriptor is a TMA copy.
 
 A tile's pixels are a box of some images, rows and columns, so the source of one tap is the same box of x [N, H, W, C]
-moved by that tap, one copy; what it reaches outside the map comes as zeros, which is the padding. The filter is read as
-[R·S, K, C]. The product is y^T, filters · pixels: Triton 3.6 multiplies a box where it lies in shared memory only on
-the right of a matrix instruction, and passes it through registers on the left. No thread computes an address or a mask
-for an operand. One block for every multiprocessor walks over the tiles of y, columns first, and the next tile's first
-copies run beside the stores of the last. Boxes have one of four shapes, whichever needs the fewest tiles: maps of 7x7
-and 14x14 fill whole ones across the images of a batch, a large map by itself. Bytes and FLOPs are those of
-``conv_fprop``, limit arithmetic for C, K of 128 and more. Stores go by address: they may be a channel slice, and
-residuals need those addresses.
+moved by that tap, one copy; what it reaches outside the map comes as zeros, which is the padding. At a stride u x v the
+same bytes are [N, H / u, u, W / v, v·C], where the pixels of one tap are neighbours again: a box whose third number is
+the tap's row modulo u and whose channels begin at its column modulo v. The filter is read as [R·S, K, C]. The product
+is y^T, filters · pixels: Triton 3.6 multiplies a box where it lies in shared memory only on the right of a matrix
+instruction, and passes it through registers on the left. No thread computes an address or a mask for an operand. One
+block for every multiprocessor walks over the tiles of y, columns first, and the next tile's first copies run beside the
+stores of the last. Boxes have one of four shapes, whichever needs the fewest tiles: maps of 7x7 and 14x14 fill whole
+ones across the images of a batch, a large map by itself. Bytes and FLOPs are those of ``conv_fprop``, limit arithmetic
+for C, K of 128 and more. Stores go by address: they may be a channel slice, and residuals need those addresses.
 
 A descriptor needs channels_last, also of the filter, channels of whole 16 bytes and an aligned start. Channels are the
 problem's, and refused; how a tensor lies only the call shows, and one that lies otherwise is computed by ``conv_fprop``
-or ``conv_dgrad``, as everything is before Hopper. It loses where there are fewer tiles than multiprocessors, where
-single small maps leave boxes half empty, and for few channels, which fill no tile's depth. It has not run on a GPU yet:
-it is interpreted and compiled ahead of time.
+or ``conv_dgrad``, as everything is before Hopper. A stride must divide the map, and one of columns needs C in whole
+blocks of 16: a block that went on into the next pixel would multiply by zero what may be infinite. It loses where there
+are fewer tiles than multiprocessors, where single small maps leave boxes half empty, and for few channels, which fill
+no tile's depth. It has not run on a GPU yet: it is interpreted and compiled ahead of time.
 """
+
+from dataclasses import replace
+from math import gcd
 
 import triton
 import triton.language as tl
@@ -46,8 +51,10 @@ def refuses(problem: Problem) -> str | None:
     h, v = problem.h, problem.w
     if sentence := too_large(problem):
         return sentence
-    if (h.stride, v.stride) != (1, 1):
-        return f"It copies neighbouring pixels, but the stride is {h.stride}x{v.stride}."
+    if problem.pass_ == "dgrad" and (h.stride, v.stride) != (1, 1):
+        return f"It writes neighbouring pixels, but the stride is {h.stride}x{v.stride}."
+    if h.size % h.stride or v.size % v.stride:
+        return f"It needs strides that divide the map, but {h.stride}x{v.stride} does not divide {h.size}x{v.size}."
     if problem.groups > 1:
         return f"It takes one group, but the problem has {problem.groups}."
     if problem.layout != "nhwc":
@@ -57,6 +64,8 @@ def refuses(problem: Problem) -> str | None:
     size = configure.SIZE[problem.dtype]
     if problem.c * size % ALIGNED or (problem.pass_ == "dgrad" and problem.k * size % ALIGNED):
         return f"It copies rows of whole {ALIGNED} bytes, but C={problem.c} and K={problem.k} of {size} bytes each."
+    if v.stride > 1 and problem.c % configure.LEAST:
+        return f"At a stride of columns it copies whole blocks of {configure.LEAST} channels, but C={problem.c}."
     return None
 
 
@@ -79,6 +88,8 @@ def kernel(
     FORWARD: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     BIAS: tl.constexpr,
@@ -91,7 +102,8 @@ def kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """source: descriptor of [N, H, W, depth]. filter: descriptor of [R·S, K, C], of which dgrad's depth is K.
+    """source: descriptor of [N, H / STRIDE_H, STRIDE_H, W / STRIDE_W, STRIDE_W · depth]. filter: descriptor of
+    [R·S, K, C], of which dgrad's depth is K.
 
     images, height, width: of the map that is written; columns: its channels, BLOCK_M of a tile. ROWS, COLUMNS: of a
     box, whose pixels are BLOCK_N.
@@ -102,6 +114,8 @@ def kernel(
     tiles_h = tl.cdiv(height, ROWS)
     tiles = tl.cdiv(images, IMAGES) * tiles_h * tiles_w * tiles_m
     blocks = tl.cdiv(depth, BLOCK_K)
+    before_h = tl.maximum(pad_h, 0)
+    before_w = tl.maximum(pad_w, 0)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         box = tile // tiles_m
         first_column = tile % tiles_m * BLOCK_M
@@ -113,14 +127,25 @@ def kernel(
             tap = step // blocks
             k = step % blocks * BLOCK_K
             if FORWARD:
-                h = first_p - pad_h + tap // S * DILATION_H
-                v = first_q - pad_w + tap % S * DILATION_W
+                # Counted from so far before the map that nothing divided is negative.
+                h = tap // S * DILATION_H - pad_h + before_h * STRIDE_H
+                v = tap % S * DILATION_W - pad_w + before_w * STRIDE_W
+                b = source.load(
+                    [
+                        first_image,
+                        first_p - before_h + h // STRIDE_H,
+                        h % STRIDE_H,
+                        first_q - before_w + v // STRIDE_W,
+                        v % STRIDE_W * depth + k,
+                    ]
+                )
                 a = filter.load([tap, first_column, k]).reshape(BLOCK_M, BLOCK_K)
             else:
                 h = first_p + pad_h - tap // S * DILATION_H
                 v = first_q + pad_w - tap % S * DILATION_W
+                b = source.load([first_image, h, 0, v, k])
                 a = filter.load([tap, k, first_column]).reshape(BLOCK_K, BLOCK_M).T
-            b = source.load([first_image, h, v, k]).reshape(BLOCK_N, BLOCK_K).T
+            b = b.reshape(BLOCK_N, BLOCK_K).T
             sums = product(a, b, sums, PRECISION)
         pixel = tl.arange(0, BLOCK_N)
         image = first_image + pixel // (ROWS * COLUMNS)
@@ -176,6 +201,7 @@ def plan(
 ) -> tuple[Tensor, list[Launch]]:
     """The result, and the start that writes it."""
     h, v = problem.h, problem.w
+    stride_h, stride_w = h.stride, v.stride
     forward = problem.pass_ == "fprop"
     source = x if forward else y
     architecture = architecture or architecture_of(source)
@@ -190,15 +216,19 @@ def plan(
     height, width = (h.out, v.out) if forward else (h.size, v.size)
     result = written(problem, source, (problem.n, columns, height, width), out)
     tile = configure.matrix_tile(problem.dtype, columns, problem.n * height * width, taps * depth, architecture)
+    if stride_w > 1:
+        # A block of channels ends where those of the next pixel begin.
+        tile = replace(tile, k=gcd(tile.k, depth))
     rows, box_columns = box = box_of(tile.n, problem.n, height, width)
-    n, _, *size = source.shape
+    n, _, source_h, source_w = source.shape
+    line = source_w * depth
     block = [1, tile.m, tile.k] if forward else [1, tile.k, tile.m]
     arguments = {
         "source": TensorDescriptor(
             source,
-            [n, *size, depth],
-            [size[0] * size[1] * depth, size[1] * depth, depth, 1],
-            [tile.n // (rows * box_columns), rows, box_columns, tile.k],
+            [n, source_h // stride_h, stride_h, source_w // stride_w, stride_w * depth],
+            [source_h * line, stride_h * line, line, stride_w * depth, 1],
+            [tile.n // (rows * box_columns), rows, 1, box_columns, tile.k],
         ),
         "filter": TensorDescriptor(w, [taps, problem.k, problem.c], [problem.c, taps * problem.c, 1], block),
         "images": problem.n,
@@ -211,6 +241,8 @@ def plan(
         "FORWARD": forward,
         "R": h.window,
         "S": v.window,
+        "STRIDE_H": stride_h,
+        "STRIDE_W": stride_w,
         "DILATION_H": h.dilation,
         "DILATION_W": v.dilation,
         **epilogue_arguments(problem, result, columns, bias, residual),

@@ -44,6 +44,11 @@ ALIGNED = (
     "n2c16h7w6_k8r3s2_p1:-2x0_d2x3_f16nhwc_out3of20",
     "n1c16h17w9_k24r5s1_p2x0_bf16nhwc_bias",
     "n5c8h4w3_k8r2s2_p1x0:1_f16nhwc_res_relu_out2of40",
+    "n2c16h8w6_k24r3s3_u2_p1_f16nhwc_bias_res_relu",
+    "n1c48h9w8_k8r2s3_u3x2_p2x1_d2x1_bf16nhwc_silu_out3of20",
+    "n3c16h6w12_k16r3s5_u1x4_p3x2_f16nhwc_bias",
+    "n1c24h12w5_k16r4s1_u4x1_p1:-2x0_d3x1_bf16nhwc_relu6",
+    "n2c32h4w6_k40r1s1_u2x3_f16nhwc_res_relu",
 )
 
 # What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
@@ -173,6 +178,19 @@ def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
             check_conv(kernel, problem, weight_channels_last=False)
 
 
+def test_a_stride_multiplies_no_pixel_that_it_skips():
+    """Not even by zero: 48 channels are no whole blocks of 32."""
+    problem = Problem("n1c48h4w6_k16r1s1_u2x3_f16nhwc")
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    kernel = next(k for k in PERSISTENT if k.name == "conv2d/fprop_persistent_triton")
+    skipped = torch.full_like(operands["x"], float("inf"))
+    skipped[:, :, ::2, ::3] = operands["x"][:, :, ::2, ::3]
+    operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
+    with configure.forced(configure.Tile(16, 16, 32)):
+        y = kernel.run(problem, **operands | {"x": skipped})
+        assert torch.equal(y, kernel.run(problem, **operands)) and y.isfinite().all()
+
+
 def test_boxes_are_as_few_as_can_be():
     """Across the images of a batch where maps are small, one map's rows and columns where they are large."""
     box_of = rows.load("conv_persistent").box_of
@@ -213,15 +231,38 @@ def test_pieces_of_several_steps_agree_too(kernel):
     check_conv(kernel, problem)
 
 
+def any_problem(problem: Problem) -> bool:
+    return True
+
+
+def shared_tile(problem: Problem) -> bool:
+    """Whether several groups are computed as one."""
+    return configure.slab(problem, problem.c if problem.pass_ == "dgrad" else problem.k).groups > 1
+
+
+def strided(problem: Problem) -> bool:
+    return (problem.h.stride, problem.w.stride) != (1, 1)
+
+
+# Kernel -> what few of any random problems have.
+RARE = {
+    "conv2d/fprop_igemm_triton": shared_tile,
+    "conv2d/dgrad_igemm_triton": shared_tile,
+    "conv2d/wgrad_splitk_triton": shared_tile,
+    "conv2d/fprop_persistent_triton": strided,
+}
+DRAWN = [(k, any_problem) for k in KERNELS] + [(k, RARE[k.name]) for k in KERNELS if k.name in RARE]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-def test_random_problems(kernel):
+@pytest.mark.parametrize(("kernel", "wanted"), DRAWN, ids=lambda value: getattr(value, "name", None) or value.__name__)
+def test_random_problems(kernel, wanted):
     rng, found = random.Random(kernel.name), 0
     while found < RANDOM:
         pointwise = "1x1" in kernel.name
         problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_, pointwise=pointwise)
         pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
-        if kernel.refuses(problem) is None and pixels <= MAX_PIXELS:
+        if kernel.refuses(problem) is None and pixels <= MAX_PIXELS and wanted(problem):
             check(kernel, problem, found, integer=found % 4 != 3)
             found += 1
 
