@@ -1,19 +1,23 @@
 """How our kernels live with PyTorch on a GPU: streams, graphs, memory, devices, autograd. Each check raises
-AssertionError with a sentence. They use CUDA C++ kernels of every kind, by name.
+AssertionError with a sentence. They use CUDA C++ kernels of every kind, by name, and functions of several Triton
+kernels.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 import fastconv
+from benchmarks.gpu import functions
 from fastconv import functional as ours
 from fastconv import registry
+from fastconv.kernels import triton
 from fastconv.problem import Problem
+from fastconv.registry import Kernel
 from fastconv.testing import inputs
 
 DEVICE = "cuda"
@@ -29,10 +33,28 @@ CALLS = (
     ("dwconv2d/wgrad_depthwise_simt", "n4c40h29w31_k40r3s3_p1_g40_f16nhwc_wgrad"),
     ("avgpool2d/fprop_window_simt", "avgpool2d_n4c40h29w31_r3s3_u2_p1_f16nhwc"),
 )
+# A convolution, its training batch norm and what is behind them, each with its gradients.
+FUNCTIONS = (
+    "conv2d_batch_norm/n4c32h29w31_k48r3s3_p1_bf16nhwc_relu/n4c48h29w31_k32r1s1_bf16nhwc",
+    "conv2d_batch_norm/n4c32h29w31_k48r1s1_f16nhwc_silu/n4c48h29w31_k40r3s3_p1_f16nhwc",
+    "conv2d_batch_norm/n4c32h29w31_k48r3s3_p1_f32nchw_res_relu",
+)
+
+
+def as_row(function: functions.Function) -> Kernel:
+    """A step of a function under a kernel's name: its result and gradients in one row, on Triton's kernels alone."""
+
+    def run(problem: Problem, **tensors: Tensor) -> Tensor:
+        with chosen("*_triton") if DEVICE == "cuda" else nullcontext():
+            return torch.cat([t.flatten().float() for t in functions.step(function.own, tensors)])
+
+    return Kernel(function.name, "conv2d", "fprop", (DEVICE,), lambda _: None, run)
 
 
 def prepared() -> list:
-    """(kernel, problem, operands on the GPU, result in eager mode) of every call."""
+    """(kernel, problem, operands on the GPU, result in eager mode) of every call, and of every function where Triton is
+    installed.
+    """
     found = []
     for name, text in CALLS:
         kernel, problem = registry.kernel(name), Problem(text)
@@ -47,6 +69,17 @@ def prepared() -> list:
         result = kernel.run(problem, **tensors)
         torch.cuda.synchronize()
         found.append((kernel, problem, tensors, result))
+    return found + (prepared_functions(FUNCTIONS) if triton.missing() is None else [])
+
+
+def prepared_functions(texts: tuple[str, ...]) -> list:
+    """The same of some functions. Running statistics are left out, because every call moves them."""
+    found = []
+    for function in map(functions.parsed, texts):
+        row, tensors = as_row(function), function.operands(DEVICE)
+        tensors = {key: t for key, t in tensors.items() if "running" not in key}
+        found.append((row, function.first, tensors, row.run(function.first, **tensors)))
+    torch.cuda.synchronize()
     return found
 
 

@@ -13,7 +13,7 @@ from fastconv.registry import Kernel
 from fastconv.testing import corpus, gpu_cases, speed
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("csrc/core", "csrc/cuda", "fastconv/kernels")
+SOURCES = ("csrc/core", "csrc/cuda", "fastconv/kernels", "fastconv/functional")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 BEHAVIOURS = ("stream", "no_wait", "graph", "streams", "repeated", "memory", "autograd", "device", "refusal")
 BATCH, DTYPE, LAYOUT = 256, "bf16", "nhwc"
@@ -38,6 +38,14 @@ HEADLINES = (
     "n256c64h56w56_k64r3s3_p1_bf16nhwc",
     "n256c256h14w14_k256r3s3_p1_tf32nhwc",
     "n64c256h14w14_k256r3s3_p1_f32nhwc",
+)
+# Functions of several ops: a ResNet's pairs of convolutions in training and its last one with a residual, and
+# MobileNetV2's depthwise convolution with the 1x1 behind it.
+FUNCTIONS = (
+    "conv2d_batch_norm/n256c64h56w56_k64r3s3_p1_bf16nhwc_relu/n256c64h56w56_k256r1s1_bf16nhwc",
+    "conv2d_batch_norm/n256c256h56w56_k64r1s1_bf16nhwc_relu/n256c64h56w56_k64r3s3_p1_bf16nhwc",
+    "conv2d_batch_norm/n256c64h56w56_k256r1s1_bf16nhwc_res_relu",
+    "depthwise_pointwise/n256c144h56w56_k144r3s3_p1_g144_bf16nhwc_relu6/n256c144h56w56_k24r1s1_bf16nhwc",
 )
 NETWORKS = (
     "resnet50",
@@ -81,8 +89,8 @@ def kernels() -> list[Kernel]:
 
 def units() -> list[Unit]:
     """All work, in order of value: does every kernel run and is right in brief; limits; streams and graphs; one timing
-    of each kind; the sanitizers; the whole proof; the emulator beside the device; every layer of every network; and
-    what compilation makes of the headlines, which takes longest.
+    of each kind; functions of several ops; the sanitizers; the whole proof; the emulator beside the device; every layer
+    of every network; and what compilation makes of the headlines, which takes longest.
     """
     rows = kernels()
     proofs = [Unit(f"prove/{k.name}/{dtype}", 40) for k in rows for dtype in gpu_cases.dtypes(k)]
@@ -92,6 +100,7 @@ def units() -> list[Unit]:
         *(Unit(f"limits/{dtype}", 5, alone=True) for dtype in ("bf16", "f16", "tf32", "f32")),
         *(Unit(f"behave/{name}", 5, alone=True) for name in BEHAVIOURS),
         *(Unit(f"time/{text}", 15, alone=True) for text in HEADLINES),
+        *(Unit(f"function/{text}", 20, alone=True) for text in FUNCTIONS),
         *(Unit(f"sanitize/{tool}", 150, alone=True) for tool in TOOLS),
         *proofs,
         *(Unit(f"emulate/{k.name}", 30) for k in rows if k.gpu is not None),

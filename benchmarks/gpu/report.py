@@ -39,7 +39,7 @@ def markdown(state: dict, all_units: list[Unit], sources: str) -> str:
     lines += [f"{facts}.", ""] if facts else []
     lines += [f"{len(done)} of {len(all_units)} units have run with these sources ({sources}).", ""]
     lines += _broken(units) + _limits(units) + ["## Proven", "", proof.table(units), ""]
-    lines += _times(units)
+    lines += _times(units) + _functions(units)
     return "\n".join(lines)
 
 
@@ -79,6 +79,24 @@ def _times(units: dict[str, dict]) -> list[str]:
     lines += ["|---|---|---|---|---|---|---|---|"]
     lines += [_time_row(text, found, limits) for text, found in rows.items() if found.get("flops")]
     return [*lines, ""]
+
+
+def _functions(units: dict[str, dict]) -> list[str]:
+    """One row a function of several ops, forwards and as a step of training."""
+    rows = []
+    for name, found in units.items():
+        if name.startswith("function/") and "times" in found:
+            cells = [f"`{name.removeprefix('function/')}`"]
+            for kind in ("forward", "step"):
+                us = {who: timed["us"] for who, timed in found["times"].get(kind, {}).items()}
+                own = us.get("fastconv")
+                cells += [_us(us.get(PEER)), _us(own), _ratio(us.get(PEER), own) if own else ""]
+            rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    lines = ["## Functions", "", "us, beside PyTorch's ops one after the other; a step is forwards and backwards.", ""]
+    lines += ["| function | PyTorch | ours | vs PyTorch | PyTorch, a step | ours | vs PyTorch |"]
+    return [*lines, "|---|---|---|---|---|---|---|", *rows, ""]
 
 
 def _time_row(text: str, found: dict, limits: dict[str, float]) -> str:

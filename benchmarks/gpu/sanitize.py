@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import plan
+from benchmarks.gpu import behave, plan
+from fastconv.kernels import triton
 from fastconv.problem import Problem
 from fastconv.reference_map import OPS as MAPS
 from fastconv.registry import Kernel
@@ -42,7 +43,7 @@ def small(kernel: Kernel) -> Iterator[Problem]:
 
 
 def touch() -> None:
-    """Starts every kernel, checks nothing, and prints its name: what a sanitizer watches."""
+    """Starts every kernel and function, checks nothing, and prints its name: what a sanitizer watches."""
     for kernel in plan.kernels():
         there = hardware.through(kernel)
         for i, problem in enumerate(small(kernel)):
@@ -51,6 +52,14 @@ def touch() -> None:
             else:
                 _touch(there, problem, i)
         print(TOUCHED + kernel.name, flush=True)
+    for text in touched_functions():
+        behave.prepared_functions((text,))
+        print(TOUCHED + text, flush=True)
+
+
+def touched_functions() -> tuple[str, ...]:
+    """Functions of several Triton kernels, where it is installed."""
+    return behave.FUNCTIONS if triton.missing() is None else ()
 
 
 def _touch(kernel: Kernel, problem: Problem, seed: int) -> None:
@@ -102,7 +111,7 @@ def check_tool(tool: str) -> dict:
     )
     log = done.stdout + done.stderr
     errors, touched = reports(log), log.count(TOUCHED)
-    wanted = len(plan.kernels())
+    wanted = len(plan.kernels()) + len(touched_functions())
     facts = {"reports": errors, "kernels": touched}
     if errors is None or touched < wanted:
         said = f"Only {touched} of {wanted} kernels were started under {tool}; its status was {done.returncode}. "

@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from benchmarks.gpu import behave, clock, race, sanitize
+from benchmarks.gpu import behave, clock, functions, race, sanitize
 from fastconv import registry
 from fastconv.problem import Problem
 from fastconv.testing import check, emulator, gpu_cases, hardware, inputs
@@ -101,5 +101,6 @@ KINDS = {
     "behave": behave.check,
     "sanitize": sanitize.check_tool,
     "time": lambda text: race.race(Problem(text)),
+    "function": functions.check,
     "compile": lambda text: race.compiled(Problem(text)),
 }

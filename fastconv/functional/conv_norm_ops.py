@@ -1,7 +1,8 @@
-"""A convolution and its training batch norm on Triton's kernels, as operators that torch traces whole.
+"""Convolutions and their training batch norms on Triton's kernels, as operators that torch traces whole.
 
-``fastconv::conv2d_batch_norm`` also returns what its gradient needs of it: z, the convolution's result, and stats,
-(2, K) in float, its mean and biased variance. Backward makes the norm's result again from both, unless it is kept.
+``fastconv::conv2d_moments`` gives a convolution's result z and its stats, (2, K) in float, mean and biased variance.
+``norm_apply`` is the norm by them, and ``norm_conv2d`` the norm on the way into a convolution, which gives its own
+stats for the next. A chain of them is a network's; stats have no gradient, because that of z takes their part.
 A geometry is nine ints: stride of H and W, padding at the top, bottom, left and right, dilation of H and W, groups.
 """
 
@@ -26,53 +27,51 @@ _dgrad = torch.ops.fastconv.conv2d_dgrad.default
 _wgrad = torch.ops.fastconv.conv2d_wgrad.default
 
 
-@torch.library.custom_op("fastconv::conv2d_batch_norm", mutates_args=())
-def conv2d_batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    residual: Tensor | None,
-    second: Tensor | None,
-    geometry: Sequence[int],
-    second_geometry: Sequence[int],
-    eps: float,
-    activation: str,
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """act(batch_norm(conv2d(x, weight)) + residual), or conv2d(act(batch_norm(conv2d(x, weight))), second), z, stats.
+@torch.library.custom_op("fastconv::conv2d_moments", mutates_args=())
+def conv2d_moments(x: Tensor, weight: Tensor, geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """conv2d(x, weight) and its stats.
 
     RuntimeError where the tensors do not fit, ValueError for one value a channel.
     """
-    _check_maps(x, {"weight": weight, "residual": residual, "second": second})
+    _check_maps(x, {"weight": weight})
     last = gives_channels_last(x, weight)
-    first = _problem(x, weight, geometry, "weight", last)
-    made = (first.n, first.k, first.h.out, first.w.out)
-    if made[0] * made[2] * made[3] == 1:
-        raise ValueError(f"A batch norm in training needs more than one value a channel, but its input is {made}.")
-    if residual is not None and tuple(residual.shape) != made:
-        raise RuntimeError(f"residual has shape {tuple(residual.shape)}, but the result needs {made}.")
-    check_channels(first.k, x, {"norm_weight": norm_weight, "norm_bias": norm_bias})
-    stats = x.new_empty(2, first.k, dtype=torch.float32)
-    z = _convolve(first, x.contiguous(memory_format=_format(last)), weight, stats=stats)
-    if second is None:
-        return norm_apply(z, stats, norm_weight, norm_bias, residual, eps, activation, alpha), z, stats
-    affine = _affine(norm_weight, norm_bias)
-    norm = rows.load("prologue").Norm(stats, *affine, eps, activation, alpha)
-    last = gives_channels_last(as_normalized(torch.empty_like(z, device="meta")), second)
-    behind = _problem(z, second, second_geometry, "second", last)
-    return _convolve(behind, z.contiguous(memory_format=_format(last)), second, norm=norm), z, stats
+    return _measured(_problem(x, weight, geometry, "weight", last), x, weight)
 
 
-@conv2d_batch_norm.register_fake
-def _(x, weight, norm_weight, norm_bias, residual, second, geometry, second_geometry, eps, activation, alpha):
+@conv2d_moments.register_fake
+def _(x, weight, geometry):
     z = empty(x, fprop_shape(x, weight, *_parts(geometry)), gives_channels_last(x, weight))
-    stats = x.new_empty((2, weight.shape[0]), dtype=torch.float32)
-    if second is None:
-        return as_normalized(z), z, stats
+    return z, x.new_empty((2, weight.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("fastconv::norm_conv2d", mutates_args=())
+def norm_conv2d(
+    z: Tensor,
+    stats: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    second: Tensor,
+    geometry: Sequence[int],
+    eps: float,
+    activation: str,
+    alpha: float,
+    measures: bool,
+) -> tuple[Tensor, Tensor]:
+    """conv2d(act(norm of z by stats), second) and, where it measures, its own stats, else nothing."""
+    _check_maps(z, {"second": second})
+    last = gives_channels_last(as_normalized(torch.empty_like(z, device="meta")), second)
+    problem = _problem(z, second, geometry, "second", last)
+    norm = rows.load("prologue").Norm(stats, *_affine(norm_weight, norm_bias), eps, activation, alpha)
+    if measures:
+        return _measured(problem, z, second, norm=norm)
+    return _convolve(problem, z, second, norm=norm), stats.new_empty(0)
+
+
+@norm_conv2d.register_fake
+def _(z, stats, norm_weight, norm_bias, second, geometry, eps, activation, alpha, measures):
     last = gives_channels_last(as_normalized(z), second)
-    y = empty(x, fprop_shape(z, second, *_parts(second_geometry)), last)
-    return y, z, stats
+    y = empty(z, fprop_shape(z, second, *_parts(geometry)), last)
+    return y, stats.new_empty((2, second.shape[0]) if measures else (0,))
 
 
 @torch.library.custom_op("fastconv::norm_apply", mutates_args=())
@@ -86,7 +85,10 @@ def norm_apply(
     activation: str,
     alpha: float,
 ) -> Tensor:
-    """act(norm of z by stats + residual), in z's layout."""
+    """act(norm of z by stats + residual), in z's layout. RuntimeError where residual does not fit."""
+    _check_maps(z, {"residual": residual})
+    if residual is not None and residual.shape != z.shape:
+        raise RuntimeError(f"residual has shape {tuple(residual.shape)}, but the result needs {tuple(z.shape)}.")
     kind = kind_of(z)
     n, c, h, w = z.shape
     problem = Problem(f"batchnorm2d_n{n}c{c}h{h}w{w}_{kind}")
@@ -103,21 +105,40 @@ def _(z, stats, norm_weight, norm_bias, residual, eps, activation, alpha):
 
 
 @torch.library.custom_op("fastconv::norm_grad", mutates_args=())
-def norm_grad(dy: Tensor, z: Tensor, stats: Tensor, norm_weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Of a training batch norm: the gradient of z, and those of weight and bias, (2, K) in float."""
-    kind = kind_of(z)
+def norm_grad(
+    dy: Tensor,
+    z: Tensor,
+    stats: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    at: Tensor | None,
+    eps: float,
+    activation: str,
+    alpha: float,
+    keeps: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a training batch norm and its activation: the gradient of z; those of weight and bias, (2, K) in float; with
+    ``keeps`` that before the activation, else nothing. at: as ``norm_grad.Behind`` has it.
+    """
+    kind, file = kind_of(z), rows.load("norm_grad")
     n, c, h, w = z.shape
     problem = Problem(f"batchnorm2d_n{n}c{c}h{h}w{w}_{kind}").replace(pass_="dgrad", training=True)
     pair = torch.empty_like(stats)
-    operands = {"x": z, "mean": stats[0], "variance": stats[1], "w": _affine(norm_weight)[0], "stats": pair}
-    dense = dy.contiguous(memory_format=_format(kind.endswith("nhwc")))
-    dz = torch.empty_like(z)
-    return _start(rows.load("norm_grad").plan(problem, y=dense, eps=eps, out=dz, **operands)), pair
+    scale, shift = _affine(norm_weight, norm_bias)
+    dense, tells = (None if t is None else t.contiguous(memory_format=_format(kind.endswith("nhwc"))) for t in (dy, at))
+    dz, kept = torch.empty_like(z), torch.empty_like(z) if keeps else None
+    behind = file.Behind(activation, alpha, shift, tells, kept)
+    operands = {"x": z, "mean": stats[0], "variance": stats[1], "w": scale, "stats": pair, "behind": behind}
+    return (
+        _start(file.plan(problem, y=dense, eps=eps, out=dz, **operands)),
+        pair,
+        z.new_empty(0) if kept is None else kept,
+    )
 
 
 @norm_grad.register_fake
-def _(dy, z, stats, norm_weight, eps):
-    return torch.empty_like(z), torch.empty_like(stats)
+def _(dy, z, stats, norm_weight, norm_bias, at, eps, activation, alpha, keeps):
+    return torch.empty_like(z), torch.empty_like(stats), torch.empty_like(z) if keeps else z.new_empty(0)
 
 
 def activated(x: Tensor, activation: str, alpha: float) -> Tensor:
@@ -133,92 +154,99 @@ def _is_piecewise(activation: str, alpha: float) -> bool:
     return activation in PIECEWISE and alpha >= 0
 
 
-def _through_activation(dy: Tensor, at: Tensor, activation: str, alpha: float) -> Tensor:
-    """The gradient before the activation; at: what it was applied to or, where it is piecewise, its result too."""
+def _through_result(dy: Tensor, y: Tensor, activation: str, alpha: float) -> Tensor:
+    """The gradient before a piecewise activation whose result is y."""
     match activation:
         case "relu":
-            return _aten.threshold_backward(dy, at, 0)
+            return _aten.threshold_backward(dy, y, 0)
         case "relu6":
-            return _aten.hardtanh_backward(dy, at, 0, 6)
-        case "leaky_relu":
-            return _aten.leaky_relu_backward(dy, at, alpha, False)
-        case "silu":
-            return _aten.silu_backward(dy, at)
-        case "hardswish":
-            return _aten.hardswish_backward(dy, at)
-        case "hardsigmoid":
-            return _aten.hardsigmoid_backward(dy, at)
-        case "sigmoid":
-            return _aten.sigmoid_backward(dy, at.sigmoid())
-        case "gelu":
-            return _aten.gelu_backward(dy, at)
-        case "gelutanh":
-            return _aten.gelu_backward(dy, at, approximate="tanh")
+            return _aten.hardtanh_backward(dy, y, 0, 6)
         case _:
-            return dy
+            return _aten.leaky_relu_backward(dy, y, alpha, False)
 
 
-def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, norm_weight, norm_bias, residual, second, *rest = inputs
-    y, z, stats = output
-    ctx.geometry, ctx.second_geometry, ctx.eps, ctx.activation, ctx.alpha = rest
-    told = second is None and _is_piecewise(ctx.activation, ctx.alpha)
-    added = None if told or ctx.activation == "none" else residual
-    ctx.save_for_backward(x, weight, norm_weight, norm_bias, added, second, z, stats, y if told else None)
-    ctx.mark_non_differentiable(z, stats)
-    ctx.set_materialize_grads(False)
+def _keep_convolved(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, ctx.geometry = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.mark_non_differentiable(output[1])
 
 
-@partial(conv2d_batch_norm.register_autograd, setup_context=_keep)
-def _(ctx, dy: Tensor | None, _dz, _dstats):
-    nothing = (None,) * 5
-    if dy is None:
-        return (None,) * 6 + nothing
-    return (*(_twice(ctx, dy) if torch.is_grad_enabled() else _once(ctx, dy)), *nothing)
-
-
-def _once(ctx, dy: Tensor) -> list[Tensor | None]:
-    """The gradients of the six tensors, by the kernels."""
-    x, weight, norm_weight, norm_bias, residual, second, z, stats, hidden = ctx.saved_tensors
-    needs, (activation, alpha) = ctx.needs_input_grad, (ctx.activation, ctx.alpha)
-    again = partial(norm_apply, z, stats, norm_weight, norm_bias, residual, ctx.eps)
-    dsecond = None
-    if second is not None:
-        hidden = again(activation, alpha) if needs[5] or _is_piecewise(activation, alpha) else None
-        if needs[5]:
-            dsecond = _filter_gradient(dy, hidden, second, ctx.second_geometry)
-        dy = _dgrad(dy, second, None, z.shape[2:], *_parts(ctx.second_geometry))
-    if activation != "none":
-        at = hidden if _is_piecewise(activation, alpha) else again("none", 0.0)
-        dy = _through_activation(dy, at, activation, alpha)
-    dz, pair = norm_grad(dy, z, stats, norm_weight, ctx.eps)
-    return [
+@partial(conv2d_moments.register_autograd, setup_context=_keep_convolved)
+def _(ctx, dz: Tensor, _dstats):
+    x, weight = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    return (
         _dgrad(dz, weight, None, x.shape[2:], *_parts(ctx.geometry)) if needs[0] else None,
         _filter_gradient(dz, x, weight, ctx.geometry) if needs[1] else None,
-        pair[0].to(norm_weight.dtype) if needs[2] else None,
-        pair[1].to(norm_bias.dtype) if needs[3] else None,
-        dy if needs[4] else None,
-        dsecond,
-    ]
+        None,
+    )
 
 
-def _twice(ctx, dy: Tensor) -> list[Tensor | None]:
-    """The same gradients with gradients of their own: those of torch's functions, run again one after the other."""
-    x, weight, norm_weight, norm_bias, residual, second, _, _, hidden = ctx.saved_tensors
-    u = _composed(x, weight, ctx.geometry)
-    u = torch.nn.functional.batch_norm(u, None, None, *_affine(norm_weight, norm_bias), training=True, eps=ctx.eps)
-    if hidden is None:
-        u = u if residual is None else u + residual
-        y = activated(u, ctx.activation, ctx.alpha)
-        y = y if second is None else _composed(y, second, ctx.second_geometry)
-    else:
-        # The result tells the derivative, and the residual was not kept.
-        y, dy = u, _through_activation(dy, hidden.detach(), ctx.activation, ctx.alpha)
-    inputs = (x, weight, norm_weight, norm_bias, residual, second)
-    wanted = [i for i, t in enumerate(inputs) if ctx.needs_input_grad[i] and t is not None]
+def _keep_before(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    z, stats, norm_weight, norm_bias, second, ctx.geometry, *ctx.options, _ = inputs
+    ctx.save_for_backward(z, stats, norm_weight, norm_bias, second)
+    ctx.mark_non_differentiable(output[1])
+
+
+@partial(norm_conv2d.register_autograd, setup_context=_keep_before)
+def _(ctx, dy: Tensor, _dstats):
+    z, stats, *affine, second = ctx.saved_tensors
+    needs, nothing = ctx.needs_input_grad, (None,) * 5
+    if torch.is_grad_enabled():
+        y = _composed(_normed(z, affine, None, *ctx.options), second, ctx.geometry)
+        dz, dweight, dbias, dsecond = _gradients(y, (z, *affine, second), (needs[0], *needs[2:5]), dy)
+        return dz, None, dweight, dbias, dsecond, *nothing
+    dsecond = None
+    if needs[4]:
+        dsecond = _filter_gradient(dy, norm_apply(z, stats, *affine, None, *ctx.options), second, ctx.geometry)
+    if not any(needs[:4]):
+        return (None,) * 4 + (dsecond, *nothing)
+    dhidden = _dgrad(dy, second, None, z.shape[2:], *_parts(ctx.geometry))
+    dz, pair, _ = norm_grad(dhidden, z, stats, *affine, None, *ctx.options, False)
+    return dz, None, *_as_parameters(pair, affine, needs[2:4]), dsecond, *nothing
+
+
+def _keep_applied(ctx, inputs: tuple, output: Tensor) -> None:
+    z, stats, norm_weight, norm_bias, residual, *ctx.options = inputs
+    _, activation, alpha = ctx.options
+    told = residual is not None and _is_piecewise(activation, alpha)
+    added = None if told or activation == "none" else residual
+    ctx.save_for_backward(z, stats, norm_weight, norm_bias, added, output if told else None)
+
+
+@partial(norm_apply.register_autograd, setup_context=_keep_applied)
+def _(ctx, dy: Tensor):
+    z, stats, *affine, residual, at = ctx.saved_tensors
+    needs, (eps, activation, alpha) = ctx.needs_input_grad, ctx.options
+    if torch.is_grad_enabled():
+        if at is not None:  # The result tells the derivative, and the residual was not kept.
+            dy, activation = _through_result(dy, at.detach(), activation, alpha), "none"
+        y = _normed(z, affine, residual, eps, activation, alpha)
+        found = _gradients(y, (z, *affine, residual), (needs[0], *needs[2:5]), dy)
+        return found[0], None, *found[1:3], dy if needs[4] and residual is None else found[3], None, None, None
+    if residual is not None:
+        at = norm_apply(z, stats, *affine, residual, eps, "none", 0.0)
+    keeps = needs[4] and activation != "none"
+    dz, pair, kept = norm_grad(dy, z, stats, *affine, at, *ctx.options, keeps)
+    added = kept if keeps else dy if needs[4] else None
+    return dz, None, *_as_parameters(pair, affine, needs[2:4]), added, None, None, None
+
+
+def _as_parameters(pair: Tensor, affine: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of weight and bias that are needed, in their types."""
+    return [one.to(t.dtype) if need else None for one, t, need in zip(pair, affine, needs, strict=True)]
+
+
+def _normed(z: Tensor, affine: Sequence, residual: Tensor | None, eps: float, activation: str, alpha: float) -> Tensor:
+    """The norm by torch's functions, which have gradients of every order."""
+    u = torch.nn.functional.batch_norm(z, None, None, *_affine(*affine), training=True, eps=eps)
+    return activated(u if residual is None else u + residual, activation, alpha)
+
+
+def _gradients(y: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool], dy: Tensor) -> list[Tensor | None]:
+    """Those of the inputs that need one, with gradients of their own."""
+    wanted = [i for i, t in enumerate(inputs) if needs[i] and t is not None]
     found = dict(zip(wanted, torch.autograd.grad(y, [inputs[i] for i in wanted], dy, create_graph=True), strict=True))
-    if ctx.needs_input_grad[4] and residual is None:
-        found[4] = dy
     return [found.get(i) for i in range(len(inputs))]
 
 
@@ -242,6 +270,12 @@ def _format(channels_last: bool) -> torch.memory_format:
 
 def _affine(*parameters: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.float().contiguous() for t in parameters]
+
+
+def check(x: Tensor, weight: Tensor, given: dict[str, Tensor | None], channels: dict[str, Tensor | None]) -> None:
+    """RuntimeError naming the first map, or the first vector of weight's filters, that does not fit."""
+    _check_maps(x, {"weight": weight, **given})
+    check_channels(weight.shape[0], x, channels)
 
 
 def _check_maps(x: Tensor, given: dict[str, Tensor | None]) -> None:
@@ -286,7 +320,16 @@ def _file(problem: Problem):
     return product if product.refuses(problem) is None else rows.load("conv_fprop")
 
 
+def _measured(problem: Problem, x: Tensor, weight: Tensor, **beside) -> tuple[Tensor, Tensor]:
+    made = (problem.n, problem.k, problem.h.out, problem.w.out)
+    if made[0] * made[2] * made[3] == 1:
+        raise ValueError(f"A batch norm in training needs more than one value a channel, but its input is {made}.")
+    stats = x.new_empty(2, problem.k, dtype=torch.float32)
+    return _convolve(problem, x, weight, stats=stats, **beside), stats
+
+
 def _convolve(problem: Problem, x: Tensor, weight: Tensor, **beside) -> Tensor:
+    x = x.contiguous(memory_format=_format(problem.layout == "nhwc"))
     out = empty(x, (problem.n, problem.k, problem.h.out, problem.w.out), problem.layout == "nhwc")
     return _start(_file(problem).plan(problem, x=x, w=weight, out=out, **beside))
 

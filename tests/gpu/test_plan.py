@@ -48,7 +48,7 @@ def test_every_kernel_is_started_proven_and_emulated():
 
 def test_the_most_valuable_comes_first():
     kinds = list(dict.fromkeys(unit.kind for unit in plan.units()))
-    assert kinds == ["smoke", "limits", "behave", "time", "sanitize", "prove", "emulate", "compile"]
+    assert kinds == ["smoke", "limits", "behave", "time", "function", "sanitize", "prove", "emulate", "compile"]
     first = [unit for unit in plan.units() if unit.kind in ("smoke", "limits", "behave")]
     together = sum(unit.seconds / (1 if unit.alone else command.MOST_JOBS) for unit in first)
     assert together < command.SECONDS / 4
@@ -209,9 +209,25 @@ def test_the_table_of_times():
     assert shown.startswith("# NVIDIA H200\n")
 
 
+def test_the_table_of_functions():
+    name = "conv2d_batch_norm/n4c8h5w5_k8r3s3_f16nhwc_relu"
+    times = {"forward": {"pytorch": {"us": 30.0}, "fastconv": {"us": 20.0}}}
+    times |= {"step": {"pytorch": {"us": 90.0}, "fastconv": {"us": 40.0}}}
+    other = name.replace("relu", "silu")
+    units = {f"function/{name}": ok(times=times), f"function/{other}": ok(times={"forward": times["forward"]})}
+    shown = report.markdown({"machine": {}, "units": units}, plan.units(), "now")
+    assert f"| `{name}` | 30.0 | 20.0 | 1.50x | 90.0 | 40.0 | 2.25x |" in shown
+    assert f"| `{other}` | 30.0 | 20.0 | 1.50x |  |  |  |" in shown
+
+
 def test_a_table_of_nothing():
     shown = report.markdown({"machine": {}, "units": {}}, plan.units(), "now")
-    assert "0 of" in shown and "Times" not in shown and shown.count("| not yet |") == len(plan.kernels())
+    assert (
+        "0 of" in shown
+        and "Times" not in shown
+        and "Functions" not in shown
+        and shown.count("| not yet |") == len(plan.kernels())
+    )
 
 
 def test_what_is_proven_on_hardware_is_said_no_better_than_it_is():

@@ -10,9 +10,10 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.gpu import behave, clock, plan, race, sanitize, work
+from benchmarks.gpu import behave, clock, functions, plan, race, sanitize, work
 from fastconv import dispatch, registry
 from fastconv.problem import Problem
+from fastconv.profiling.timer import Timing
 from fastconv.testing import emulator, hardware, inputs
 
 SMALL = {"n": 2, "c": 8, "k": 8}
@@ -101,6 +102,54 @@ def test_what_is_compiled_is_what_is_raced(emulated):
             assert race.distance(race._called(problem)(tensors), race.exact(problem, tensors)) <= race.FARTHEST["bf16"]
 
 
+@pytest.fixture
+def timed(monkeypatch):
+    """Small functions; what is timed runs once; functions in one kernel, which need a GPU, run as PyTorch's calls."""
+    calls, parsed = [], functions.parsed
+
+    def small(text):
+        name, *problems = text.split("/")
+        return parsed("/".join([name, *(str(shrunk(problem)) for problem in problems)]))
+
+    def seconds(given):
+        calls.extend(call() for call in given)
+        return Timing(1e-6, 1e-6, 1e-6, len(given))
+
+    def apart(x, w, p, b, c, stride, padding, dilation, activations):
+        assert activations == ("relu6", "none")
+        y = torch.nn.functional.conv2d(x, w, b, stride, padding, dilation, x.shape[1]).clamp(0, 6)
+        return torch.nn.functional.conv2d(y, p, c)
+
+    monkeypatch.setattr(functions, "parsed", small)
+    monkeypatch.setattr(clock, "seconds", seconds)
+    monkeypatch.setattr(functions.ours, "depthwise_pointwise", apart)
+    monkeypatch.setattr(race, "DEVICE", "cpu")
+    return calls
+
+
+@pytest.mark.parametrize("text", plan.FUNCTIONS)
+def test_a_function_is_checked_with_its_gradients_and_timed(text, timed):
+    found = work.KINDS["function"](text)
+    trains = text.startswith("conv2d_batch_norm")
+    assert found["outcome"] == "ok" and list(found["times"]) == (["forward", "step"] if trains else ["forward"])
+    assert all(list(rows) == ["pytorch", "fastconv"] for rows in found["times"].values())
+    assert len(timed) == (4 if trains else 2)
+
+
+@pytest.mark.parametrize("part", ["result", "gradient"])
+def test_a_function_that_is_wrong_is_wrong(part, timed, monkeypatch):
+    """In its result, or in a gradient alone."""
+    right = functions.ours.conv2d_batch_norm
+
+    def broken(x, *arguments, **options):
+        y = right(x, *arguments, **options)
+        return y * 1.1 if part == "result" else y + 0.1 * (x - x.detach()).sum()
+
+    monkeypatch.setattr(functions.ours, "conv2d_batch_norm", broken)
+    found = functions.check(plan.FUNCTIONS[2])
+    assert found["outcome"] == "wrong" and "too far from float32" in found["reason"] and timed == []
+
+
 @pytest.mark.parametrize("name", ["conv2d/fprop_igemm_simt", "avgpool2d/dgrad_window_simt"])
 def test_a_kernel_is_smoked(name, emulated, monkeypatch):
     monkeypatch.setattr(work, "SMOKE", 2)
@@ -146,6 +195,7 @@ def test_behaviours_that_need_no_gpu_hold_in_the_emulator(name, emulated, monkey
     monkeypatch.setattr(behave, "REPEATS", 1)
     small = [(name, text.replace("n4", "n1").replace("h29w31", "h9w7")) for name, text in behave.CALLS]
     monkeypatch.setattr(behave, "CALLS", small)
+    monkeypatch.setattr(behave, "FUNCTIONS", [text.replace("h29w31", "h9w7") for text in behave.FUNCTIONS])
     if name == "refusal":  # a tensor of the CPU is right here
         monkeypatch.setattr(torch.Tensor, "cpu", lambda t: t[:1])
     assert behave.check(name) == {"outcome": "ok"}

@@ -15,7 +15,7 @@ import torch
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv.kernels import triton as rows  # noqa: E402
-from fastconv.kernels.triton import configure, dw_pw, prologue  # noqa: E402
+from fastconv.kernels.triton import configure, dw_pw, norm_grad, prologue  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
 
@@ -32,6 +32,7 @@ DEFAULTS = {
         "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc",
         "n8c64h28w30_k64r3s3_p1_f32nchw_bias_silu",
         "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc",
+        "n8c80h28w30_k80r3s3_p1_g10_f16nhwc",
     ),
     "conv2d/dgrad_igemm_triton": (
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
@@ -39,12 +40,14 @@ DEFAULTS = {
         "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
         "n1c3h224w224_k32r3s3_u2_p1_tf32nhwc_dgrad",
         "n8c64h28w30_k64r3s3_u2_p1_f32nhwc_dgrad",
+        "n8c128h28w30_k128r3s3_u2_p1_g32_bf16nhwc_dgrad",
     ),
     "conv2d/wgrad_splitk_triton": (
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_wgrad",
         "n32c256h14w18_k256r3s3_u2_p1_f16nhwc_wgrad",
         "n8c64h28w30_k64r3s3_p1_tf32nhwc_wgrad",
         "n8c64h28w30_k64r3s3_p1_f32nhwc_wgrad",
+        "n8c128h28w30_k128r3s3_p1_g32_bf16nhwc_wgrad",
     ),
     "conv2d/fprop_gemm1x1_triton": (
         "n32c256h56w54_k64r1s1_bf16nhwc_bias_relu",
@@ -63,6 +66,18 @@ DEFAULTS = {
     "conv2d/dgrad_persistent1x1_triton": (
         "n32c256h56w54_k64r1s1_bf16nhwc_dgrad",
         "n32c256h56w54_k64r1s1_tf32nhwc_dgrad",
+    ),
+    "conv2d/fprop_persistent_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_bias_res_relu",
+        "n32c512h7w9_k512r3s3_p1_f16nhwc_relu",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc",
+        "n32c128h56w54_k128r3s3_u2_p1_bf16nhwc_bias_relu",
+        "n32c64h56w54_k128r3s3_u2_p1_tf32nhwc",
+        "n32c48h28w30_k512r1s1_u2x1_f16nhwc",
+    ),
+    "conv2d/dgrad_persistent_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
+        "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
     ),
     "conv2d/fprop_depthwise_triton": (
         "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
@@ -209,6 +224,21 @@ def test_a_convolution_beside_a_training_norm_compiles_without_spills(file, text
     check(module.plan(problem, architecture=architecture, **operands)[1], file, problem, architecture, tmp_path)
 
 
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("text", "activation"),
+    [("n32c64h56w54_bf16nhwc", "relu"), ("n32c64h56w54_f32nchw", "silu"), ("n8c512h7w9_f16nhwc", "gelu")],
+)
+def test_a_norms_gradient_behind_an_activation_compiles_without_spills(text, activation, told, architecture, tmp_path):
+    problem = Problem(f"batchnorm2d_{text}_train_dgrad")
+    operands = blank.operands(problem)
+    beside = {"at": operands["y"], "kept": operands["y"]} if told else {"bias": torch.empty(problem.c, device="meta")}
+    behind = norm_grad.Behind(activation, **beside)
+    started = norm_grad.plan(problem, architecture=architecture, behind=behind, **operands)[1]
+    check(started, "norm_grad", problem, architecture, tmp_path)
+
+
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if "depthwise" not in name])
 def test_sizes_of_one_compile(name):
     """Triton makes arguments that are 1 constants, which the interpreter does not; such kernels are others."""
@@ -217,6 +247,34 @@ def test_sizes_of_one_compile(name):
     ones = {"n": 1} if "persistent" in name else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
     for launch in launches(name, problem.replace(**ones), 90):
         assert launch.compile(90).asm["cubin"]
+
+
+@pytest.mark.parametrize("architecture", configure.ARCHITECTURES)
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+def test_groups_that_share_a_tile_are_loaded_by_vectors(pass_, architecture):
+    """Four channels of a group are 8 bytes; four groups of them are copied 16 bytes at a time, and no 8."""
+    name = {"fprop": "fprop_igemm", "dgrad": "dgrad_igemm", "wgrad": "wgrad_splitk"}[pass_]
+    problem = Problem("n8c128h28w30_k128r3s3_p1_g32_bf16nhwc").replace(pass_=pass_)
+    ptx = launches(f"conv2d/{name}_triton", problem, architecture)[0].compile(architecture).asm["ptx"]
+    sizes = set(re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^\]]*\], \[[^\]]*\], (\w+)", ptx))
+    assert sizes == {"0x10"}
+    assert not re.search(r"ld\.global\S*\.v[12]\.b32", ptx)
+
+
+# Of TF32 a matrix instruction takes no transposed operand, which dgrad's filter is.
+IN_PLACE = [(name, text) for name, text in CASES if "persistent" in name and "tf32nhwc_dgrad" not in text]
+
+
+@pytest.mark.parametrize(("name", "text"), IN_PLACE, ids=str)
+def test_what_a_copy_brings_is_multiplied_where_it_lies(name, text, tmp_path):
+    """On sm_90 no operand passes through registers, and the tensor copies are in the binary too."""
+    for launch in launches(name, Problem(text), 90):
+        compiled = launch.compile(90)
+        assert "warp_group_dot" in compiled.asm["ttgir"] and "ttg.local_load" not in compiled.asm["ttgir"]
+        (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+        command = [TOOLS / "nvdisasm", tmp_path / "kernel.cubin"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "UTMALDG" in shown and "HGMMA" in shown
 
 
 def test_every_kernel_is_compiled():

@@ -18,7 +18,6 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from fastconv import registry  # noqa: E402
 from fastconv.kernels import triton as rows  # noqa: E402
-from fastconv.kernels.triton import launch as launching  # noqa: E402
 from fastconv.kernels.triton import prologue  # noqa: E402
 from fastconv.problem import Problem  # noqa: E402
 from fastconv.testing import blank  # noqa: E402
@@ -31,6 +30,7 @@ BUCKETS = {
         "n31c128h29w28_k128r3s3_p1x0_bf16nhwc",
         "n7c128h57w64_k128r3s3_p1_bf16nhwc",
     ),
+    "conv2d/fprop_persistent_triton": ("n32c128h28w30_k128r3s3_p1_f16nhwc", "n31c128h30w27_k128r3s3_p1x0_f16nhwc"),
     "conv2d/dgrad_gemm1x1_triton": ("n8c64h28w30_k64r1s1_f16nhwc_dgrad", "n9c64h27w29_k64r1s1_f16nhwc_dgrad"),
     "conv2d/wgrad_splitk_triton": ("n8c64h28w30_k64r3s3_p1_f16nhwc_wgrad", "n9c64h27w29_k64r3s3_p1_f16nhwc_wgrad"),
     "batchnorm2d/fprop_direct_triton": (
@@ -109,42 +109,3 @@ def test_shapes_of_a_bucket_share_kernels_beside_a_training_norm(file, tmp_path)
                 launch.compile(ARCHITECTURE)
             assert bool(anew) == (i == 0)
             anew.clear()
-
-
-class FakeDriver:
-    """Of a GPU that is not there: what Triton asks before it compiles, under a number no other test uses."""
-
-    def get_current_device(self) -> int:
-        return 77
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", ARCHITECTURE, launching.WARP_SIZE)
-
-
-def test_nothing_is_compiled_while_a_graph_is_captured(tmp_path, monkeypatch):
-    """A kernel that an earlier call compiled runs; another is refused, and nothing is compiled for it."""
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
-    cold, warm = (launches(name, BUCKETS[name][0])[0] for name in list(BUCKETS)[3:])
-
-    def start(launch) -> None:
-        with launch._compiles(torch.device("cuda")):
-            launch.kernel.warmup(grid=launch.grid, num_warps=launch.warps, num_stages=launch.stages, **launch.arguments)
-
-    with compiled(tmp_path) as anew:
-        start(warm)
-        assert len(anew) == 1
-        capturing = True
-        start(warm)
-        with pytest.raises(RuntimeError, match=r"norm_fprop is not compiled yet .* run the same call once before"):
-            start(cold)
-        assert len(anew) == 1
-        capturing = False
-        start(cold)
-        assert len(anew) == 2

@@ -14,6 +14,18 @@ from fastconv.problem import Problem
 from fastconv.testing import blank
 
 CUDNN = torch.backends.cudnn
+MATMUL = torch.backends.cuda.matmul
+# Every switch that a setting here reaches, in an order that puts all back: an older name sets newer ones, and a whole
+# stands before its parts.
+SWITCHES = (
+    (torch.backends, "fp32_precision"),
+    (MATMUL, "allow_tf32"),
+    (MATMUL, "fp32_precision"),
+    (CUDNN, "allow_tf32"),
+    (CUDNN, "fp32_precision"),
+    (CUDNN.conv, "fp32_precision"),
+    (CUDNN.rnn, "fp32_precision"),
+)
 # What a user may set -> whether convolutions may be rounded. The first two are torch's older names.
 SETTINGS = {
     "allowed": ({"allow_tf32": True}, "tf32"),
@@ -25,14 +37,19 @@ SETTINGS = {
 }
 
 
+def switches() -> list:
+    return [getattr(owner, name) for owner, name in SWITCHES]
+
+
 @pytest.fixture(autouse=True)
 def precision():
     """Puts torch's switches back. torch's own test helpers, where another test loaded them, forbid to set any."""
-    before = [(b, b.fp32_precision) for b in (CUDNN.conv, CUDNN.rnn, torch.backends)]
+    before = switches()
     with torch.backends.__allow_nonbracketed_mutation():
         yield
-        for backend, value in before:
-            backend.fp32_precision = value
+        for (owner, name), value in zip(SWITCHES, before, strict=True):
+            setattr(owner, name, value)
+    assert switches() == before
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -58,6 +75,7 @@ PRODUCTS = {
     "conv_wgrad": "n2c8h6w5_k16r3s3_p1_{}nhwc_wgrad",
     "conv_gemm1x1": "n2c8h6w5_k16r1s1_{}nhwc",
     "conv_persistent1x1": "n2c8h6w5_k16r1s1_{}nhwc",
+    "conv_persistent": "n2c8h6w5_k16r3s3_p1_{}nhwc",
     "dw_pw": "n2c8h6w5_k16r1s1_{}nhwc",
 }
 

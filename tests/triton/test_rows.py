@@ -59,6 +59,10 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_igemm_triton", DENSE + "_packed", "not packed ones"),
         ("unpool2d/fprop_direct_triton", "unpool2d_n1c2h3w4_o6x8_f32nhwc_out1of5_indexi64", "2 of a buffer's 5"),
         ("avgpool2d/dgrad_window_triton", "avgpool2d_n1c2h6w8_r2s2_f32nhwc_dgrad_out1of5", "dense gradients"),
+        ("conv2d/fprop_persistent_triton", "n1c16h5w6_k8r3s3_u2_p1_f16nhwc", "but 2x2 does not divide 5x6"),
+        ("conv2d/fprop_persistent_triton", "n1c24h6w6_k8r3s3_u2_p1_f16nhwc", "blocks of 16 channels, but C=24"),
+        ("conv2d/fprop_persistent_triton", "n1c20h6w6_k8r3s3_p1_f16nhwc", "C=20 and K=8 of 2 bytes"),
+        ("conv2d/dgrad_persistent_triton", "n1c16h6w6_k8r3s3_u2_p1_f16nhwc_dgrad", "but the stride is 2x2"),
         ("conv2d/fprop_igemm_triton", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200 of them"),
     ):
         assert part in registry.kernel(name).refuses(Problem(text))
@@ -104,6 +108,20 @@ def test_a_filter_gradient_is_cut_until_the_chip_is_full():
     assert configure.splits(tile, 4096, 36864, 200_000, 90) == 1
     assert configure.splits(tile, 64, 576, 300, 90) == 1
     assert few & (few - 1) == 0
+
+
+def test_few_channels_a_group_share_a_tile_with_their_neighbours():
+    """As many groups as have the columns of a tile together, no more; the last tile may have fewer."""
+    for text, least, expected in (
+        ("n1c128h9w9_k128r3s3_g32_f16nhwc", 16, configure.Slab(4, 8, 16, 16)),
+        ("n1c128h9w9_k128r3s3_g32_f16nhwc", 64, configure.Slab(16, 2, 64, 64)),
+        ("n1c21h9w9_k35r3s3_g7_f16nhwc", 16, configure.Slab(3, 3, 9, 15)),
+        ("n1c8h9w9_k4r3s3_g2_f16nhwc", 16, configure.Slab(2, 1, 8, 4)),
+        ("n1c64h9w9_k72r3s3_g8_f16nhwc", 16, configure.Slab(1, 8, 8, 9)),
+        ("n1c4h9w9_k8r3s3_f16nhwc", 16, configure.Slab(1, 1, 4, 8)),
+    ):
+        problem = Problem(text)
+        assert configure.slab(problem, problem.k, least) == expected
 
 
 def test_few_channels_share_a_block_with_their_taps():

@@ -75,6 +75,24 @@ def test_the_packages_own_file_is_whole_and_names_its_source():
     assert all(tuned._tile(entry) for entries in content["machines"].values() for entry in entries.values())
 
 
+def test_a_machine_is_its_gpu_driver_and_versions(monkeypatch):
+    """Every part of the key makes another machine."""
+    import fastconv
+
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: f"GPU {index}")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    for module in (torch, triton, fastconv):
+        monkeypatch.setattr(module, "__version__", "1.0")
+    lines = {tuned.machine.__wrapped__(0), tuned.machine.__wrapped__(1)}
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13010, raising=False)
+    lines.add(tuned.machine.__wrapped__(0))
+    for module in (torch, triton, fastconv):
+        monkeypatch.setattr(module, "__version__", "2.0")
+        lines.add(tuned.machine.__wrapped__(0))
+    assert len(lines) == 6 and all("GPU" in line for line in lines)
+
+
 def whole() -> str:
     return json.dumps({"version": tuned.VERSION, "machines": {"a GPU": {tuned.bucket(NAME, Problem(DENSE)): ENTRY}}})
 

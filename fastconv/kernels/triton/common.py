@@ -12,6 +12,7 @@ HALF_SQRT2 = tl.constexpr(0.7071067811865476)
 # gelu by tanh is x·sigmoid(2u): -2u is x times GELU_LINEAR + GELU_CUBIC·x².
 GELU_LINEAR = tl.constexpr(-1.5957691216057308)
 GELU_CUBIC = tl.constexpr(-1.5957691216057308 * 0.044715)
+INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 SIX = tl.constexpr(6.0)
 THREE = tl.constexpr(3.0)
 BFLOAT_SHIFT = tl.constexpr(16)
@@ -118,6 +119,35 @@ def activate(x, alpha, ACTIVATION: tl.constexpr):
         return x / (1.0 + tl.exp(x * (GELU_LINEAR + GELU_CUBIC * x * x)))
     else:
         return x
+
+
+@triton.jit
+def activation_gradient(d, x, alpha, ACTIVATION: tl.constexpr):
+    """d times the derivative of ``activate`` at x, in float; of relu, relu6 and leaky_relu x may be the result too."""
+    if ACTIVATION == "relu":
+        return tl.where(x <= 0, 0.0, d)
+    elif ACTIVATION == "relu6":
+        return tl.where((x <= 0) | (x >= SIX), 0.0, d)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(x > 0, d, d * alpha)
+    elif ACTIVATION == "silu":
+        s = 1.0 / (1.0 + tl.exp(-x))
+        return d * (s * (1.0 + x * (1.0 - s)))
+    elif ACTIVATION == "hardswish":
+        return tl.where(x <= -THREE, 0.0, tl.where(x < THREE, d * (x / THREE + 0.5), d))
+    elif ACTIVATION == "hardsigmoid":
+        return tl.where((x <= -THREE) | (x >= THREE), 0.0, d / SIX)
+    elif ACTIVATION == "sigmoid":
+        s = 1.0 / (1.0 + tl.exp(-x))
+        return d * (s * (1.0 - s))
+    elif ACTIVATION == "gelu":
+        density = INVERSE_SQRT_2PI * tl.exp(-0.5 * x * x)
+        return d * (0.5 * (1.0 + tl.erf(x * HALF_SQRT2)) + x * density)
+    elif ACTIVATION == "gelutanh":
+        s = 1.0 / (1.0 + tl.exp(x * (GELU_LINEAR + GELU_CUBIC * x * x)))
+        return d * (s - x * s * (1.0 - s) * (GELU_LINEAR + 3.0 * GELU_CUBIC * x * x))
+    else:
+        return d
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from fastconv.problem import Problem
+
 SIZE = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2}
 VECTOR = 16  # bytes one thread loads at once
 WARP = 32
@@ -66,6 +68,18 @@ class Tile:
     k: int
     warps: int = 4
     stages: int = 1
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Neighbouring groups of a convolution that share a tile of a product. count: slabs in all, of which the last may
+    have fewer groups. channels, filters: of a slab.
+    """
+
+    groups: int
+    count: int
+    channels: int
+    filters: int
 
 
 _forced: Tile | None = None
@@ -166,15 +180,35 @@ def _matrix_candidates(dtype: str, n: int, k: int, architecture: int, numbered: 
         for rows, columns in ((32, 32), (64, 32), (64, 64)):
             yield Tile(rows, min(columns, max(LEAST, n)), LEAST, 4, 2)
         return
-    least_rows = WARPGROUP_ROWS if architecture >= 90 else LEAST * 2
+    fewest = least_rows(dtype, architecture)
     for rows, columns, depth, stages in product((32, 64, 128), (16, 32, 64, 128, 256), DEPTHS, (2, 3, 4)):
         warps = 8 if rows * columns > SUMS_OF_FOUR_WARPS else 4
         tile = Tile(rows, columns, depth, warps, stages)
         wide = columns > max(LEAST, n) or depth > max(LEAST, k)
-        if rows < least_rows or wide or shared_bytes(tile, dtype) > chip.shared:
+        if rows < fewest or wide or shared_bytes(tile, dtype) > chip.shared:
             continue
         if live(tile) <= (MOST_LIVE_NUMBERED if depth in numbered else MOST_LIVE):
             yield tile
+
+
+def least_rows(dtype: str, architecture: int) -> int:
+    """Of a tile."""
+    return WARPGROUP_ROWS if architecture >= 90 and dtype != "f32" else LEAST * 2
+
+
+def slab(problem: Problem, written: int, least: int = LEAST) -> Slab:
+    """As many groups as fit into the ``least`` columns (or rows) that a tile has anyway; written: C or K, whichever
+    they are of. Their product is a block diagonal: its depth grows with the groups and their number of tiles shrinks
+    with it, so the operations stay, while loads and stores get rows as long as all of them.
+    """
+    each = written // problem.groups
+    groups = max(1, min(problem.groups, least // max(1, each)))
+    return Slab(
+        groups,
+        cdiv(problem.groups, groups),
+        problem.c // problem.groups * groups,
+        problem.k // problem.groups * groups,
+    )
 
 
 def live(tile: Tile) -> int:

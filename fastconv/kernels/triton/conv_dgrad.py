@@ -4,10 +4,11 @@ Input positions that share their remainder modulo the stride are reached by the 
 convolution of stride 1 with ceil(R / stride) x ceil(S / stride) taps, dx[phase][pixels, C] = dy[pixels, taps·K] ·
 w[taps·K, C]. All phases run in one grid, one of its axes each; nothing is inserted and nothing is added atomically.
 Tile and bytes are those of fprop; dx is written once, with bias, residual and activation applied on the way and an
-optional channel slice as target. Every stride, dilation, padding and group size; both layouts.
+optional channel slice as target. Groups of few channels share a tile, a block diagonal, as in fprop. Every stride,
+dilation, padding and group size; both layouts.
 
 It loses where phases are small maps (blocks have tails) or have different numbers of taps (the short ones end early
-and nothing takes their place), for C / groups below 16, and in NCHW. It has not run on a GPU yet: it is interpreted
+and nothing takes their place), for C / groups of 9 to 15, and in NCHW. It has not run on a GPU yet: it is interpreted
 and compiled ahead of time.
 """
 
@@ -27,6 +28,7 @@ from fastconv.kernels.triton.launch import (
     epilogue_arguments,
     filter_strides,
     matrix_arguments,
+    slab_arguments,
     too_large,
     window_arguments,
     written,
@@ -55,9 +57,11 @@ def kernel(
     width,
     out_height,
     out_width,
-    groups,
+    slabs,
     channels,
     filters,
+    all_channels,
+    all_filters,
     out_channels,
     pad_h,
     pad_w,
@@ -78,6 +82,8 @@ def kernel(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
+    GROUP_FILTERS: tl.constexpr,
     FLAT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -85,7 +91,7 @@ def kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """channels, filters: of one group."""
+    """channels, filters: of a slab, which is a group or, with GROUP_CHANNELS and GROUP_FILTERS each, several."""
     phase_h = tl.program_id(1) // STRIDE_W
     phase_w = tl.program_id(1) % STRIDE_W
     first_r, taps_r, origin_h = phase_taps(phase_h, pad_h, R, STRIDE_H, DILATION_H, GCD_H)
@@ -95,14 +101,23 @@ def kernel(
 
     tiles_n = tl.cdiv(channels, BLOCK_N)
     block = tl.program_id(0)
-    group = block % (tiles_n * groups) // tiles_n
-    pixel = block // (tiles_n * groups) * BLOCK_M + tl.arange(0, BLOCK_M)
+    slab = block % (tiles_n * slabs) // tiles_n
+    pixel = block // (tiles_n * slabs) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = block % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     # A phase may be empty where the stride is larger than the map.
     pixel_inside = pixel < images * rows * columns
-    column_inside = column < channels
+    channel = slab * channels + column
+    # The last slab may have fewer groups.
+    column_inside = (column < channels) & (channel < all_channels)
+    first_filter = slab * filters
+    depth = tl.minimum(filters, all_filters - first_filter)
+    if GROUP_CHANNELS:
+        group = column // GROUP_CHANNELS
+        column_of_group = column % GROUP_CHANNELS
+    else:
+        group = column
+        column_of_group = column
     image, i, j = image_row_column(pixel, tl.maximum(rows, 1), tl.maximum(columns, 1))
-    channel = group * channels + column
     sums = accumulate(
         dy,
         w,
@@ -112,11 +127,12 @@ def kernel(
         pixel_inside,
         out_height,
         out_width,
-        filters * groups,
-        group * filters,
-        filters,
-        tl.cast(group, tl.int64) * filters * w_k + column.to(tl.int64) * w_c,
+        all_filters,
+        first_filter,
+        depth,
+        tl.cast(first_filter, tl.int64) * w_k + column_of_group.to(tl.int64) * w_c,
         column_inside,
+        group,
         w_k,
         w_r,
         w_s,
@@ -139,6 +155,7 @@ def kernel(
         False,
         False,
         "none",
+        GROUP_FILTERS,
         FLAT,
         EVEN,
         PRECISION,
@@ -159,7 +176,7 @@ def kernel(
         column_inside,
         height,
         width,
-        channels * groups,
+        all_channels,
         out_channels,
         alpha,
         CHANNELS_LAST,
@@ -182,27 +199,25 @@ def plan(
     """The result, and the start that writes it."""
     h, v = problem.h, problem.w
     dx = written(problem, y, (problem.n, problem.c, h.size, v.size), out)
-    channels, filters = problem.c // problem.groups, problem.k // problem.groups
+    slab = configure.slab(problem, problem.c)
     common = gcd(h.stride, h.dilation), gcd(v.stride, v.dilation)
     pixels = problem.n * configure.cdiv(h.size, h.stride) * configure.cdiv(v.size, v.stride)
     taps = configure.cdiv(h.window * common[0], h.stride) * configure.cdiv(v.window * common[1], v.stride)
     architecture = architecture or architecture_of(y)
-    tile = configure.matrix_tile(problem.dtype, pixels, channels, taps * filters, architecture, filters)
+    tile = configure.matrix_tile(problem.dtype, pixels, slab.channels, taps * slab.filters, architecture, slab.filters)
     grid = (
-        configure.cdiv(pixels, tile.m) * configure.cdiv(channels, tile.n) * problem.groups,
+        configure.cdiv(pixels, tile.m) * configure.cdiv(slab.channels, tile.n) * slab.count,
         h.stride * v.stride,
     )
     arguments = {
         "dy": y,
         "w": w,
-        "groups": problem.groups,
-        "channels": channels,
-        "filters": filters,
+        **slab_arguments(problem, slab),
         "GCD_H": common[0],
         "GCD_W": common[1],
         **filter_strides(w),
         **window_arguments(problem),
         **epilogue_arguments(problem, dx, problem.c, bias, residual),
-        **matrix_arguments(problem, filters, tile),
+        **matrix_arguments(problem, slab, slab.filters, tile),
     }
     return dx if out is None else out, [Launch(kernel, grid, arguments, tile.warps, tile.stages)]

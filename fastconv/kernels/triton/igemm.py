@@ -29,6 +29,7 @@ def accumulate(
     channels,
     column_offsets,
     column_inside,
+    column_group,
     filter_depth_stride,
     filter_r_stride,
     filter_s_stride,
@@ -51,6 +52,7 @@ def accumulate(
     NORM_WEIGHT: tl.constexpr,
     NORM_BIAS: tl.constexpr,
     NORM_ACTIVATION: tl.constexpr,
+    GROUP: tl.constexpr,
     FLAT: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -63,6 +65,8 @@ def accumulate(
     image, row, column: [BLOCK_M], where each pixel meets tap (0, 0); tap (t, u) lies ROW_STEP · t, COLUMN_STEP · u
     further and is multiplied by the filter's (first_r + R_STEP · t, first_s + S_STEP · u).
     column_offsets: [BLOCK_N], of the filter's columns. EVEN: channels are a multiple of BLOCK_K.
+    GROUP: channels of a group where several share the tile, else 0. column_group: [BLOCK_N], a column's group; other
+    groups' channels have no filter there.
     NORM: the source is normalised on the way (``prologue``).
     """
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -96,6 +100,8 @@ def accumulate(
         else:
             source_inside = inside
             filter_inside = column_inside[None, :]
+        if GROUP:
+            filter_inside = filter_inside & ((channel // GROUP)[:, None] == column_group[None, :])
         if CHANNELS_LAST:
             places = ((lines * height + y) * width + x) * total_channels + (first_channel + channel)[None, :]
         else:

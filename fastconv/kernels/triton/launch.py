@@ -13,11 +13,11 @@ import triton
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.configure import Tile
+from fastconv.kernels.triton.configure import Slab, Tile
 from fastconv.problem import Problem
 
 # Sizes that never make a kernel of their own: every value runs the same code.
-SIZES = ("images", "height", "width", "out_height", "out_width", "pad_h", "pad_w", "groups", "alpha")
+SIZES = ("images", "height", "width", "out_height", "out_width", "pad_h", "pad_w", "slabs", "alpha")
 INTERPRETED_ARCHITECTURE = 90  # whose tiles the interpreter runs
 MOST_BLOCKS = 2**31 - 1
 _capturing = threading.Lock()  # Triton's hook is one for all threads
@@ -150,11 +150,25 @@ def epilogue_arguments(
     }
 
 
-def matrix_arguments(problem: Problem, channels: int, tile: Tile) -> dict[str, Any]:
-    """Tile of an implicit product whose depth is taps and ``channels``."""
+def slab_arguments(problem: Problem, slab: Slab) -> dict[str, Any]:
+    """Channels and filters of a slab and of all, as the kernels of implicit products name them."""
+    several = slab.groups > 1
+    return {
+        "slabs": slab.count,
+        "channels": slab.channels,
+        "filters": slab.filters,
+        "all_channels": problem.c,
+        "all_filters": problem.k,
+        "GROUP_CHANNELS": problem.c // problem.groups if several else 0,
+        "GROUP_FILTERS": problem.k // problem.groups if several else 0,
+    }
+
+
+def matrix_arguments(problem: Problem, slab: Slab, channels: int, tile: Tile) -> dict[str, Any]:
+    """Tile of an implicit product whose depth is taps and ``channels`` of a slab."""
     return {
         "FLAT": configure.flat(channels, tile.k),
-        "EVEN": channels % tile.k == 0,
+        "EVEN": channels % tile.k == 0 and problem.groups % slab.groups == 0,
         "PRECISION": precision(problem),
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,

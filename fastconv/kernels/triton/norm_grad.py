@@ -5,9 +5,16 @@ pixels and merged in a fixed order in double. dx = w / sqrt(variance + eps) · (
 in training, without the second term in inference. Bytes: x and dy twice, dx once (wgrad: x and dy once); no atomics,
 the same bits in every run. Both layouts, vectors along the axis that lies together.
 
+Behind an activation (``Behind``) dy is the gradient of its result. It is multiplied by the derivative as it is loaded
+and rounded as a tensor in memory would be, so the bits are those of a pass of its own, which would read two tensors and
+write one. The derivative is taken at the norm's result, made again from x, or at a tensor that tells it, read beside.
+
 It loses a fifth of its bytes to a kernel whose producer sums on the way. It has not run on a GPU yet: it is
 interpreted and compiled ahead of time.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +22,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastconv.kernels.triton import configure
-from fastconv.kernels.triton.common import image_row_column, inverse_deviation, narrow, offsets, rows_and_columns, widen
+from fastconv.kernels.triton.common import (
+    activation_gradient,
+    image_row_column,
+    inverse_deviation,
+    narrow,
+    normalize,
+    offsets,
+    rows_and_columns,
+    widen,
+)
 from fastconv.kernels.triton.launch import SIZES, Launch, architecture_of, too_large, written
 from fastconv.kernels.triton.moments import CHANNELS
 from fastconv.kernels.triton.norm_fprop import EPS, WARPS, pieces_of, sizes, tile_of
@@ -24,18 +40,68 @@ from fastconv.problem import Problem
 VALUES = 2  # of a piece and channel: dweight, dbias
 
 
+@dataclass(frozen=True)
+class Behind:
+    """What follows the norm. alpha: the slope of leaky_relu below zero. bias: the norm's, in float.
+
+    at: where the activation was applied, or for relu, relu6 and leaky_relu its result; without it the norm's result is
+    made again. kept: a tensor for the gradient before the activation, which is that of a residual too.
+    """
+
+    activation: str
+    alpha: float = 0.0
+    bias: Tensor | None = None
+    at: Tensor | None = None
+    kept: Tensor | None = None
+
+
 def refuses(problem: Problem) -> str | None:
     if problem.residual or problem.activation != "none" or problem.out_channels:
         return "The gradient of an epilogue is not part of it."
     return too_large(problem)
 
 
+@triton.jit
+def gradient_before(
+    d,
+    value,
+    at,
+    w,
+    bias,
+    mean,
+    variance,
+    places,
+    inside,
+    channel,
+    channel_inside,
+    eps,
+    alpha,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    AT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """In float, of a tile of dy in its own type; value: the norm's argument in float."""
+    if ACTIVATION == "none":
+        return widen(d)
+    if AT:
+        x = widen(tl.load(at + places, mask=inside, other=0.0))
+    else:
+        x = normalize(value, w, bias, mean, variance, channel, channel_inside, eps, WEIGHT, BIAS, True)
+        x = widen(narrow(x, d.dtype))
+    return widen(narrow(activation_gradient(widen(d), x, alpha, ACTIVATION), d.dtype))
+
+
 @triton.jit(do_not_specialize=[*SIZES, "piece_steps", "eps"])
 def sums(
     dy,
     x,
+    w,
+    bias,
     mean,
     variance,
+    at,
+    kept,
     partial,
     images,
     height,
@@ -43,11 +109,17 @@ def sums(
     channels,
     piece_steps,
     eps,
+    alpha,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    AT: tl.constexpr,
+    KEPT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """partial: [pieces, 2, channels] of dweight and dbias."""
+    """partial: [pieces, 2, channels] of dweight and dbias. kept: with KEPT, the gradient before the activation."""
     channel = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     channel_inside = channel < channels
     pixels = images * height * width
@@ -60,8 +132,29 @@ def sums(
         image, h, v = image_row_column(pixel, height, width)
         inside = (pixel < pixels) & channel_inside[None, :]
         places = offsets(image, h, v, channel[None, :], height, width, channels, CHANNELS_LAST)
-        d = widen(tl.load(dy + places, mask=inside, other=0.0))
         value = widen(tl.load(x + places, mask=inside, other=0.0))
+        d = tl.load(dy + places, mask=inside, other=0.0)
+        d = gradient_before(
+            d,
+            value,
+            at,
+            w,
+            bias,
+            mean,
+            variance,
+            places,
+            inside,
+            channel,
+            channel_inside,
+            eps,
+            alpha,
+            WEIGHT,
+            BIAS,
+            AT,
+            ACTIVATION,
+        )
+        if KEPT:
+            tl.store(kept + places, narrow(d, kept.dtype.element_ty), mask=inside)
         products += tl.where(inside, d * (value - center), 0.0)
         gradients += d
     scale = inverse_deviation(variance, channel, channel_inside, eps)
@@ -86,8 +179,10 @@ def apply(
     dy,
     x,
     w,
+    bias,
     mean,
     variance,
+    at,
     pair,
     dx,
     images,
@@ -95,7 +190,11 @@ def apply(
     width,
     channels,
     eps,
+    alpha,
     WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    AT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     TRAINING: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -109,13 +208,35 @@ def apply(
     inside = (pixel < pixels) & channel_inside[None, :]
     image, h, v = image_row_column(pixel, height, width)
     places = offsets(image, h, v, channel[None, :], height, width, channels, CHANNELS_LAST)
-    value = widen(tl.load(dy + places, mask=inside, other=0.0))
+    argument = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if TRAINING:
+        argument = widen(tl.load(x + places, mask=inside, other=0.0))
+    d = tl.load(dy + places, mask=inside, other=0.0)
+    value = gradient_before(
+        d,
+        argument,
+        at,
+        w,
+        bias,
+        mean,
+        variance,
+        places,
+        inside,
+        channel,
+        channel_inside,
+        eps,
+        alpha,
+        WEIGHT,
+        BIAS,
+        AT,
+        ACTIVATION,
+    )
     scale = inverse_deviation(variance, channel, channel_inside, eps)
     if TRAINING:
         center = tl.load(mean + channel, mask=channel_inside, other=0.0)
         dweight = tl.load(pair + channel, mask=channel_inside, other=0.0)
         dbias = tl.load(pair + channels + channel, mask=channel_inside, other=0.0)
-        normal = (widen(tl.load(x + places, mask=inside, other=0.0)) - center[None, :]) * scale[None, :]
+        normal = (argument - center[None, :]) * scale[None, :]
         count = tl.cast(pixels, tl.float32)
         value -= tl.math.div_rn(dbias[None, :] + normal * dweight[None, :], tl.zeros_like(value) + count)
     if WEIGHT:
@@ -132,35 +253,56 @@ def plan(
     variance: Tensor,
     w: Tensor | None = None,
     stats: Tensor | None = None,
+    behind: Behind | None = None,
     eps: float = EPS,
     out: Tensor | None = None,
     architecture: int | None = None,
 ) -> tuple[Tensor, list[Launch]]:
-    """The result, and the starts that write it; dgrad writes the gradients of weight and bias into ``stats`` too."""
+    """The result, and the starts that write it; dgrad writes the gradients of weight and bias into ``stats`` too.
+
+    behind: what y, in training, is the gradient behind.
+    """
     tile = tile_of(problem)
     steps, pieces = pieces_of(problem, tile, architecture or architecture_of(x))
     pair = stats
     if problem.pass_ == "wgrad":
         pair = mean.new_empty(2, problem.c) if out is None else out
-    common = {"x": x, "mean": mean, "variance": variance, "dy": y, "eps": float(eps), **sizes(problem, tile)}
+    common = {"x": x, "mean": mean, "variance": variance, "eps": float(eps), **sizes(problem, tile)}
+    common |= {"w": variance if w is None else w, "WEIGHT": w is not None}
+    kept = behind.kept if behind else None
     partial = torch.empty(pieces, VALUES, problem.c, dtype=torch.float32, device=x.device)
     merged = {"partial": partial, "pair": pair, "values": VALUES * problem.c, "pieces": pieces, "BLOCK_N": CHANNELS}
     columns = configure.cdiv(problem.c, tile.n)
+    summed = {"dy": y, "partial": partial, "piece_steps": steps, **_behind(behind, x), **common}
+    summed |= {"kept": x if kept is None else kept, "KEPT": kept is not None}
     starts = [
-        Launch(sums, (columns, pieces), {"partial": partial, "piece_steps": steps, **common}, WARPS),
+        Launch(sums, (columns, pieces), summed, WARPS),
         Launch(merge, (configure.cdiv(VALUES * problem.c, CHANNELS),), merged, 1),
     ]
     if problem.pass_ == "wgrad":
         return pair, starts
     dx = written(problem, y, (problem.n, problem.c, problem.h.size, problem.w.size), out)
     arguments = {
-        "w": variance if w is None else w,
+        "dy": y if kept is None else kept,
         "pair": pair,
         "dx": dx,
-        "WEIGHT": w is not None,
         "TRAINING": problem.training,
+        **_behind(behind if kept is None else None, x),
         **common,
     }
     blocks = configure.cdiv(problem.n * problem.h.size * problem.w.size, tile.m) * columns
     starts.append(Launch(apply, (blocks,), arguments, WARPS))
     return dx, starts
+
+
+def _behind(behind: Behind | None, x: Tensor) -> dict[str, Any]:
+    """As the kernels name it; absent operands are pointers that nobody reads."""
+    bias, at = (behind.bias, behind.at) if behind else (None, None)
+    return {
+        "bias": x if bias is None else bias,
+        "at": x if at is None else at,
+        "alpha": float(behind.alpha) if behind else 0.0,
+        "BIAS": bias is not None,
+        "AT": at is not None,
+        "ACTIVATION": behind.activation if behind else "none",
+    }

@@ -24,7 +24,7 @@ MAX_FLOPS, MAX_PIXELS = 3e5, 500  # of the ordinary run
 FULL_FLOPS = 3e5
 
 # Products of whole rows of 16 bytes, for kernels that copy by descriptor: tails of pixels, columns and depth, several
-# tiles for a block, residuals and slices.
+# tiles for a block, residuals and slices; boxes of every shape, padding on one side, cropped edges, dilation.
 ALIGNED = (
     "n2c16h6w5_k24r1s1_bf16nhwc_bias_res_relu",
     "n3c40h5w7_k56r1s1_f16nhwc_bias_silu",
@@ -36,15 +36,32 @@ ALIGNED = (
     "n5c16h3w4_k32r1s1_f16nhwc_bias",
     "n1c24h5w9_k24r1s1_bf16nhwc_res_relu",
     "n2c16h5w3_k24r1s1_f16nhwc_res_relu_out2of40",
+    "n2c16h6w5_k24r3s2_p1x0_bf16nhwc_bias_res_relu",
+    "n3c24h5w9_k8r2s3_p1_d1x2_f16nhwc_bias_silu",
+    "n1c8h13w18_k40r3s3_p0:2x1:0_f16nhwc",
+    "n17c8h2w3_k16r3s3_p1_f16nhwc_relu6_out8of64",
+    "n1c40h9w11_k16r4s3_p3x2_bf16nhwc_res_gelu",
+    "n2c16h7w6_k8r3s2_p1:-2x0_d2x3_f16nhwc_out3of20",
+    "n1c16h17w9_k24r5s1_p2x0_bf16nhwc_bias",
+    "n5c8h4w3_k8r2s2_p1x0:1_f16nhwc_res_relu_out2of40",
+    "n2c16h8w6_k24r3s3_u2_p1_f16nhwc_bias_res_relu",
+    "n1c48h9w8_k8r2s3_u3x2_p2x1_d2x1_bf16nhwc_silu_out3of20",
+    "n3c16h6w12_k16r3s5_u1x4_p3x2_f16nhwc_bias",
+    "n1c24h12w5_k16r4s1_u4x1_p1:-2x0_d3x1_bf16nhwc_relu6",
+    "n2c32h4w6_k40r1s1_u2x3_f16nhwc_res_relu",
 )
 
 # What a sample of the corpus could leave out, of every pass: phases without taps and larger than the map, dilation that
-# shares a divisor with the stride, several groups, few channels and many, padding on one side, a slice, a multiplier.
+# shares a divisor with the stride, several groups, also more than share a tile, few channels and many, padding on one
+# side, a slice, a multiplier.
 CORNERS = (
     "n2c5h7w9_k6r3s2_u2x3_p1x0_f32nhwc",
     "n1c3h9w8_k17r4s3_u3x2_p0:2x1:0_f16nchw_bias_relu",
     "n1c20h5w7_k18r3s2_p2x1_d2x1_u2x1_f32nhwc",
     "n2c12h6w5_k8r2s3_p1_g4_bf16nhwc_bias_silu",
+    "n2c40h6w5_k40r3s2_p1_g10_f16nhwc_bias_out2of45",
+    "n1c21h5w4_k84r2s3_u2x1_p1_g7_bf16nhwc_relu",
+    "n1c21h5w4_k14r3s2_p1x0_d1x2_g7_f32nchw_bias_res",
     "n1c33h4w5_k35r1s3_p0x1_f32nchw_bias_res_gelu",
     "n1c6h2w3_k5r3s2_u4x5_p1_f32nhwc",
     "n1c7h6w5_k14r3s2_u2x1_p1_g7_f32nhwc_bias_res_hardswish",
@@ -94,8 +111,8 @@ def sample(kernel) -> list[Problem]:
 def check(kernel, problem: Problem, number: int, integer: bool) -> None:
     """One check with a small tile; its message names everything that repeats it."""
     tile = small_tile(problem, number)
-    # Off alignment a persistent kernel hands over to another one.
-    offset = number % 2 * 8 if "persistent" in kernel.name else number % 16
+    # A kernel that copies by descriptors hands operands over to another one that are not aligned or lie otherwise.
+    copies = "persistent" in kernel.name
     try:
         with configure.forced(tile):
             check_conv(
@@ -103,9 +120,9 @@ def check(kernel, problem: Problem, number: int, integer: bool) -> None:
                 problem,
                 seed=number,
                 integer=integer,
-                offset=offset,
-                weight_channels_last=bool(number % 2),
-                weight_gap=(0, 0, 1)[number % 3],
+                offset=number % 2 * 8 if copies else number % 16,
+                weight_channels_last=copies or bool(number % 2),
+                weight_gap=0 if copies else (0, 0, 1)[number % 3],
             )
     except AssertionError as error:
         raise AssertionError(f"{kernel.name} on {problem}, {tile}, number={number}, {integer=}: {error}") from None
@@ -141,16 +158,52 @@ def test_sums_are_rounded_once_to_the_nearest_and_even(dtype, half):
     assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if "persistent" in k.name], ids=lambda k: k.name)
+PERSISTENT = [k for k in KERNELS if "persistent" in k.name]
+
+
+@pytest.mark.parametrize("kernel", PERSISTENT, ids=lambda k: k.name)
 def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
-    problem = of_pass(Problem(ALIGNED[0]), kernel.pass_)
+    pointwise = "1x1" in kernel.name
+    problem = of_pass(Problem(next(text for text in ALIGNED if ("r1s1" in text) == pointwise)), kernel.pass_)
     operands = inputs.make(problem, 0, integer=True).named(problem)
+    operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
     file = rows.load(rows.file_of(kernel))
     first = "x" if kernel.pass_ == "fprop" else "y"
-    shifted = guard.guarded(operands[first], offset=1)
-    taken, handed = (file.plan(problem, **operands | {first: t})[1][0].kernel for t in (operands[first], shifted))
-    assert (taken is file.kernel, handed is file.kernel) == (True, False)
-    assert file.plan(problem, **operands, architecture=80)[1][0].kernel is not file.kernel
+    others = {first: guard.guarded(operands[first], offset=1)}, {"w": guard.guarded(operands["w"], offset=1)}
+    others += () if pointwise else ({"w": operands["w"].contiguous()},)
+    assert file.plan(problem, **operands)[1][0].kernel is file.kernel
+    for other in (*others, {"architecture": 80}):
+        assert file.plan(problem, **operands | other)[1][0].kernel is not file.kernel
+        if "w" in other:
+            check_conv(kernel, problem, weight_channels_last=False)
+
+
+def test_a_stride_multiplies_no_pixel_that_it_skips():
+    """Not even by zero: 48 channels are no whole blocks of 32."""
+    problem = Problem("n1c48h4w6_k16r1s1_u2x3_f16nhwc")
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    kernel = next(k for k in PERSISTENT if k.name == "conv2d/fprop_persistent_triton")
+    skipped = torch.full_like(operands["x"], float("inf"))
+    skipped[:, :, ::2, ::3] = operands["x"][:, :, ::2, ::3]
+    operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
+    with configure.forced(configure.Tile(16, 16, 32)):
+        y = kernel.run(problem, **operands | {"x": skipped})
+        assert torch.equal(y, kernel.run(problem, **operands)) and y.isfinite().all()
+
+
+def test_boxes_are_as_few_as_can_be():
+    """Across the images of a batch where maps are small, one map's rows and columns where they are large."""
+    box_of = rows.load("conv_persistent").box_of
+    shapes = {
+        (128, 256, 7, 7): (1, 1),
+        (128, 256, 14, 14): (1, 1),
+        (128, 256, 28, 28): (4, 4),
+        (128, 1, 56, 64): (8, 16),
+        (256, 32, 56, 54): (8, 8),
+        (64, 1, 14, 14): (8, 8),
+        (16, 1, 9, 9): (4, 4),
+    }
+    assert {shape: box_of(*shape) for shape in shapes} == shapes
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
@@ -178,15 +231,38 @@ def test_pieces_of_several_steps_agree_too(kernel):
     check_conv(kernel, problem)
 
 
+def any_problem(problem: Problem) -> bool:
+    return True
+
+
+def shared_tile(problem: Problem) -> bool:
+    """Whether several groups are computed as one."""
+    return configure.slab(problem, problem.c if problem.pass_ == "dgrad" else problem.k).groups > 1
+
+
+def strided(problem: Problem) -> bool:
+    return (problem.h.stride, problem.w.stride) != (1, 1)
+
+
+# Kernel -> what few of any random problems have.
+RARE = {
+    "conv2d/fprop_igemm_triton": shared_tile,
+    "conv2d/dgrad_igemm_triton": shared_tile,
+    "conv2d/wgrad_splitk_triton": shared_tile,
+    "conv2d/fprop_persistent_triton": strided,
+}
+DRAWN = [(k, any_problem) for k in KERNELS] + [(k, RARE[k.name]) for k in KERNELS if k.name in RARE]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-def test_random_problems(kernel):
+@pytest.mark.parametrize(("kernel", "wanted"), DRAWN, ids=lambda value: getattr(value, "name", None) or value.__name__)
+def test_random_problems(kernel, wanted):
     rng, found = random.Random(kernel.name), 0
     while found < RANDOM:
         pointwise = "1x1" in kernel.name
         problem = fuzz.random_problem(rng, max_flops=FULL_FLOPS, pass_=kernel.pass_, pointwise=pointwise)
         pixels = problem.n * max(problem.h.size * problem.w.size, problem.h.out * problem.w.out)
-        if kernel.refuses(problem) is None and pixels <= MAX_PIXELS:
+        if kernel.refuses(problem) is None and pixels <= MAX_PIXELS and wanted(problem):
             check(kernel, problem, found, integer=found % 4 != 3)
             found += 1
 

@@ -24,6 +24,7 @@ MEASURED = (
     ("conv_fprop", "n3c12h6w5_k34r2s3_p1_g2_f16nhwc_bias_res_relu"),
     ("conv_fprop", "n1c3h9w8_k17r4s3_u3x2_p0:2x1:0_d1x2_bf16nchw"),
     ("conv_fprop", "n2c6h5w4_k6r3s3_p1_g6_f32nchw"),
+    ("conv_fprop", "n2c20h5w4_k40r3s2_p1_g10_f16nhwc"),
     ("conv_fprop", "n1c4h6w7_k18r2s2_f16nhwc_out2of23"),
     ("conv_gemm1x1", "n2c17h7w6_k19r1s1_f16nhwc"),
     ("conv_gemm1x1", "n1c33h9w5_k35r1s1_u2x3_f32nchw_bias"),
@@ -43,6 +44,7 @@ NORMED = (
     ("conv_fprop", "n2c12h6w5_k34r2s3_p1_g2_f32nchw_out3of41"),
     ("conv_fprop", "n1c33h9w8_k17r2s3_u3x2_p0:2x1:0_d1x2_bf16nchw_bias_silu"),
     ("conv_fprop", "n2c4h5w4_k8r3s3_p1_g4_f16nchw"),
+    ("conv_fprop", "n2c40h5w4_k40r3s2_p1_g10_f16nhwc_bias"),
     ("conv_fprop", "n1c7h4w6_k5r1s1_p1x2_bf16nhwc"),
 )
 
@@ -117,9 +119,13 @@ def test_every_activation_on_the_way_is_one_in_memory(number):
     check_norm("conv_fprop", Problem("n1c5h6w5_k6r3s2_p1_f32nhwc"), number)
 
 
-def test_a_product_takes_a_norm_and_measures():
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("conv_gemm1x1", "n2c17h7w6_k19r1s1_f32nhwc"), ("conv_fprop", "n2c17h7w6_k19r2s3_p1_f32nhwc")],
+)
+def test_a_product_takes_a_norm_and_measures(file, text):
     """A chain of both: the statistics are those of the result behind the norm."""
-    problem, module = Problem("n2c17h7w6_k19r1s1_f32nhwc"), rows.load("conv_gemm1x1")
+    problem, module = Problem(text), rows.load(file)
     operands = inputs.make(problem, 0, integer=False).named(problem)
     given, stats = torch.rand(4, 17), torch.empty(2, 19)
     norm = prologue.Norm(given[:2], given[2], given[3], EPS, "relu")

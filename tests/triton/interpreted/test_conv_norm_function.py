@@ -135,17 +135,18 @@ def test_the_result_takes_torchs_layout_of_the_filters():
 def test_what_backward_keeps_has_no_gradient():
     x, w = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(4, 3, 2, 2)
     geometry = [1, 1, 0, 0, 0, 0, 1, 1, 1]
-    results = torch.ops.fastconv.conv2d_batch_norm(x, w, None, None, None, None, geometry, [], EPS, "relu", 0.0)
-    assert [t.requires_grad for t in results] == [True, False, False]
+    z, stats = torch.ops.fastconv.conv2d_moments(x, w, geometry)
+    results = torch.ops.fastconv.norm_conv2d(
+        z, stats, None, None, w.mT.mT[:, :1], [*geometry[:8], 4], EPS, "relu", 0.0, True
+    )
+    assert [t.requires_grad for t in (z, stats, *results)] == [True, False, True, False]
 
 
 def test_a_second_convolution_gives_the_bits_of_a_stored_norm():
     x, w, second = torch.randn(2, 6, 7, 5), torch.randn(8, 6, 3, 3), torch.randn(7, 8, 3, 3)
     affine = torch.rand(8), torch.randn(8)
     y = functional.conv2d_batch_norm(x, w, None, None, *affine, activation="silu", second=second, second_padding=1)
-    _, z, stats = torch.ops.fastconv.conv2d_batch_norm(
-        x, w, *affine, None, None, [1, 1, 0, 0, 0, 0, 1, 1, 1], [], 1e-5, "none", 0.0
-    )
+    z, stats = torch.ops.fastconv.conv2d_moments(x, w, [1, 1, 0, 0, 0, 0, 1, 1, 1])
     stored = torch.ops.fastconv.norm_apply(z, stats, *affine, None, 1e-5, "silu", 0.0)
     from fastconv.kernels import triton as rows
     from fastconv.problem import Problem
@@ -288,7 +289,7 @@ def test_exports(behind):
     batch = {0: torch.export.Dim("batch", min=2, max=64)}
     program = torch.export.export(block, (x,), dynamic_shapes={"x": batch})
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert sum(target.startswith("fastconv.conv2d_batch_norm") for target in targets) == 1
+    assert sum(target.startswith("fastconv.conv2d_moments") for target in targets) == 1
     assert torch.equal(program.module()(x[:3]), block(x[:3]))
 
 
@@ -299,12 +300,17 @@ def test_opcheck(format):
     residual, second = torch.randn(2, 9, 4, 3, requires_grad=True), torch.randn(4, 9, 3, 2, requires_grad=True)
     geometry, behind = [1, 1, 0, 0, 0, 0, 1, 1, 1], [2, 1, 1, 0, 2, 1, 1, 1, 1]
     ops = torch.ops.fastconv
-    for added, filters, more in ((residual, None, []), (None, second, behind), (None, None, [])):
-        arguments = (x, w, scale, shift, added, filters, geometry, more, EPS, "silu", 0.0)
-        torch.library.opcheck(ops.conv2d_batch_norm.default, arguments)
-    z, stats = residual.detach(), torch.rand(2, 9)
-    torch.library.opcheck(ops.norm_apply.default, (z, stats, scale.detach(), None, None, EPS, "relu", 0.0))
-    torch.library.opcheck(ops.norm_grad.default, (torch.randn_like(z), z, stats, scale.detach(), EPS))
+    torch.library.opcheck(ops.conv2d_moments.default, (x, w, geometry))
+    z, stats = torch.randn_like(residual, requires_grad=True), torch.rand(2, 9)
+    for measures in (False, True):
+        arguments = (z, stats, scale, shift, second, behind, EPS, "silu", 0.0, measures)
+        torch.library.opcheck(ops.norm_conv2d.default, arguments)
+    for added, activation in ((residual, "relu"), (None, "gelu")):
+        torch.library.opcheck(ops.norm_apply.default, (z, stats, scale, None, added, EPS, activation, 0.0))
+    z = z.detach()
+    given = torch.randn_like(z), z, stats, scale.detach(), shift.detach()
+    torch.library.opcheck(ops.norm_grad.default, (*given, None, EPS, "silu", 0.0, False))
+    torch.library.opcheck(ops.norm_grad.default, (*given, torch.randn_like(z), EPS, "relu", 0.0, True))
 
 
 def test_tangents_and_batches_of_calls_are_carried():
@@ -343,6 +349,20 @@ def test_bad_input_is_named():
         (RuntimeError, "weight is torch.float32 on cpu of 3 dimensions", (x, w[0]), {}),
         (RuntimeError, r"residual has shape \(2, 6, 5, 5\)", (x, w), {"residual": torch.randn(2, 6, 5, 5)}),
         (RuntimeError, r"second has shape \(3, 5, 1, 1\), but C=6", (x, w), {"second": torch.randn(3, 5, 1, 1)}),
+        (ValueError, "no second convolution", (x, w), {"second_activation": "relu"}),
+        (ValueError, "second_activation is one of .*'tanh'", (x, w), {"second": w, "second_activation": "tanh"}),
+        (
+            RuntimeError,
+            r"second_norm_bias has shape \(6,\) on cpu, but there are 3",
+            (x, w),
+            {"second": torch.randn(3, 6, 1, 1), "second_activation": "none", "second_norm_bias": torch.ones(6)},
+        ),
+        (
+            RuntimeError,
+            r"residual has shape \(2, 6, 3, 3\), but the result needs \(2, 3, 3, 3\)",
+            (x, w),
+            {"second": torch.randn(3, 6, 1, 1), "second_activation": "relu", "residual": torch.randn(2, 6, 3, 3)},
+        ),
         (RuntimeError, "second is .* of 3 dimensions", (x, w), {"second": torch.randn(3, 6, 1)}),
         (RuntimeError, r"norm_weight has shape \(5,\)", (x, w), {"norm_weight": torch.ones(5)}),
         (RuntimeError, r"running_mean has shape \(7,\)", (x, w), {"mean": torch.ones(7)}),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastconv.kernels import triton as rows
-from fastconv.kernels.triton import configure, norm_fprop
+from fastconv.kernels.triton import configure, norm_fprop, norm_grad
 from fastconv.problem import Problem
 from fastconv.testing import corpus, fuzz_norm
 from fastconv.testing.check_norm import check_norm
@@ -83,6 +83,61 @@ def test_pieces_of_several_tiles_agree_too(kernel, layout):
     steps, pieces = norm_fprop.pieces_of(problem, norm_fprop.tile_of(problem), 90)
     assert steps > 1 and pieces > 1
     check_norm(kernel, problem, kind=KINDS[0], seed=1)
+
+
+BEFORE = {
+    "relu": lambda d, u: torch.ops.aten.threshold_backward(d, u, 0),
+    "relu6": lambda d, u: torch.ops.aten.hardtanh_backward(d, u, 0, 6),
+    "leaky_relu": lambda d, u: torch.ops.aten.leaky_relu_backward(d, u, 0.25, False),
+    "silu": torch.ops.aten.silu_backward,
+    "hardswish": torch.ops.aten.hardswish_backward,
+    "hardsigmoid": torch.ops.aten.hardsigmoid_backward,
+    "sigmoid": lambda d, u: torch.ops.aten.sigmoid_backward(d, u.sigmoid()),
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelutanh": lambda d, u: torch.ops.aten.gelu_backward(d, u, approximate="tanh"),
+}
+
+
+def through(problem: Problem, operands: dict, behind: norm_grad.Behind | None, **changed) -> tuple:
+    """The gradients of x, and of weight and bias, behind something."""
+    pair = torch.full((2, problem.c), torch.nan)
+    dx, launches = norm_grad.plan(problem, **operands | changed, stats=pair, behind=behind)
+    for launch in launches:
+        launch()
+    return dx, pair
+
+
+@pytest.mark.parametrize("text", ["n2c5h4w7_f32nhwc", "n3c6h5w4_f16nhwc", "n2c19h3w7_f32nchw"])
+@pytest.mark.parametrize("activation", BEFORE)
+def test_an_activation_behind_has_the_bits_of_its_gradient_stored(activation, text):
+    """Taken at the norm's own result, or at one given; stored on the way, or not."""
+    problem = Problem(f"batchnorm2d_{text}_dgrad").replace(training=True)
+    c, dtype = problem.c, torch.float16 if problem.dtype == "f16" else torch.float32
+    x, dy, at = (t * 3 for t in torch.randn(3, problem.n, c, problem.h.size, problem.w.size).to(dtype).unbind())
+    if problem.layout == "nhwc":
+        x, dy, at = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy, at))
+    # torch's gradient of these at NaN depends on the place in its vectors.
+    nan = 1.0 if activation in ("relu6", "hardswish", "hardsigmoid") else torch.nan
+    at[0, 0] = torch.tensor([0.0, 6.0, -3.0, 3.0, nan, -0.0, 7.0]).repeat(9)[: at[0, 0].numel()].view_as(at[0, 0])
+    stats, w, bias = torch.stack([torch.randn(c), torch.rand(c) + 0.5]), torch.randn(c), torch.randn(c) + 2
+    operands = {"y": dy, "x": x, "mean": stats[0], "variance": stats[1], "w": w}
+    norm = Problem(str(problem).replace("_dgrad", "").replace("_train", ""))
+    u, launches = norm_fprop.plan(norm, x=x, w=w, bias=bias, mean=stats[0], variance=stats[1])
+    for launch in launches:
+        launch()
+    for told in (None, at):
+        kept = torch.full_like(x, torch.nan)
+        expected = BEFORE[activation](dy.float(), (u if told is None else told).float()).to(dtype)
+        behind = norm_grad.Behind(activation, 0.25, bias, told, kept)
+        found = through(problem, operands, behind)
+        close = (
+            {"rtol": 0, "atol": 0} if activation in ("relu", "relu6", "leaky_relu") else {"rtol": 2e-3, "atol": 2e-3}
+        )
+        torch.testing.assert_close(kept, expected, equal_nan=True, **close)
+        plain = through(problem, operands, None, y=kept)
+        again = through(problem, operands, norm_grad.Behind(activation, 0.25, bias, told))
+        for one, other in zip((*found, *again), (*plain, *plain), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.full
