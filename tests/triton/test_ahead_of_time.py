@@ -79,6 +79,14 @@ DEFAULTS = {
         "n32c128h28w30_k128r3s3_p1_bf16nhwc_dgrad",
         "n32c64h56w54_k64r3s3_p1_tf32nhwc_dgrad",
     ),
+    "conv2d/wgrad_boxes_triton": (
+        "n32c128h28w30_k128r3s3_p1_bf16nhwc_wgrad",
+        "n64c256h14w14_k256r3s3_p1_f16nhwc_wgrad",
+        "n32c256h28w28_k256r3s3_u2_p1_f16nhwc_wgrad",
+        "n128c512h7w7_k512r3s3_p1_bf16nhwc_wgrad",
+        "n8c16h224w224_k64r7s7_u2_p3_f16nhwc_wgrad",
+        "n64c256h56w56_k512r1s1_u2_bf16nhwc_wgrad",
+    ),
     "conv2d/fprop_depthwise_triton": (
         "n32c144h56w54_k144r3s3_p1_g144_bf16nhwc_bias_relu6",
         "n8c96h28w30_k96r7s7_p3_g96_f32nchw",
@@ -105,6 +113,7 @@ DEFAULTS = {
     "batchnorm2d/dgrad_direct_triton": ("batchnorm2d_n32c64h56w54_bf16nhwc_train_dgrad",),
     "batchnorm2d/wgrad_direct_triton": ("batchnorm2d_n32c64h56w54_f32nchw_train_wgrad",),
 }
+COPYING = {name for name in DEFAULTS if "persistent" in name or "boxes" in name}  # by descriptors
 CASES = [(name, text) for name, problems in DEFAULTS.items() for text in problems]
 
 
@@ -165,7 +174,7 @@ def check(started: list, name: str, problem: Problem, architecture: int, folder:
             assert "mma.sync" in found.ptx
         if dense and architecture == 100:
             assert "tcgen05.mma" in found.ptx
-        if "persistent" in name and architecture >= 90:
+        if name in COPYING and launch is started[0] and architecture >= 90:
             assert "cp.async.bulk.tensor" in found.ptx
         if problem.dtype == "f32":
             assert "tf32" not in found.ptx, "Products of float must be exact."
@@ -244,7 +253,7 @@ def test_sizes_of_one_compile(name):
     """Triton makes arguments that are 1 constants, which the interpreter does not; such kernels are others."""
     problem = Problem(DEFAULTS[name][0])
     filters = {"k": 1} if problem.is_conv else {}
-    ones = {"n": 1} if "persistent" in name else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
+    ones = {"n": 1} if name in COPYING else {"n": 1, "c": 1, **filters}  # whose rows must be vectors
     for launch in launches(name, problem.replace(**ones), 90):
         assert launch.compile(90).asm["cubin"]
 
@@ -262,19 +271,23 @@ def test_groups_that_share_a_tile_are_loaded_by_vectors(pass_, architecture):
 
 
 # Of TF32 a matrix instruction takes no transposed operand, which dgrad's filter is.
-IN_PLACE = [(name, text) for name, text in CASES if "persistent" in name and "tf32nhwc_dgrad" not in text]
+IN_PLACE = [(name, text) for name, text in CASES if name in COPYING and "tf32nhwc_dgrad" not in text]
 
 
 @pytest.mark.parametrize(("name", "text"), IN_PLACE, ids=str)
 def test_what_a_copy_brings_is_multiplied_where_it_lies(name, text, tmp_path):
-    """On sm_90 no operand passes through registers, and the tensor copies are in the binary too."""
-    for launch in launches(name, Problem(text), 90):
-        compiled = launch.compile(90)
-        assert "warp_group_dot" in compiled.asm["ttgir"] and "ttg.local_load" not in compiled.asm["ttgir"]
-        (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-        command = [TOOLS / "nvdisasm", tmp_path / "kernel.cubin"]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "UTMALDG" in shown and "HGMMA" in shown
+    """On sm_90 no operand passes through registers but a filter gradient's left one, whose fragments are turned as they
+    are loaded; and the tensor copies are in the binary too.
+    """
+    compiled = launches(name, Problem(text), 90)[0].compile(90)
+    through_registers = compiled.asm["ttgir"].count("ttg.local_load")
+    assert "warp_group_dot" in compiled.asm["ttgir"] and through_registers == ("wgrad" in name)
+    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    command = [TOOLS / "nvdisasm", tmp_path / "kernel.cubin"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "UTMALDG" in shown and "HGMMA" in shown
+    if "wgrad" in name:
+        assert set(re.findall(r"LDSM\S*", shown)) == {"LDSM.16.MT88.4"}
 
 
 def test_every_kernel_is_compiled():

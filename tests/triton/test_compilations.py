@@ -33,6 +33,7 @@ BUCKETS = {
     "conv2d/fprop_persistent_triton": ("n32c128h28w30_k128r3s3_p1_f16nhwc", "n31c128h30w27_k128r3s3_p1x0_f16nhwc"),
     "conv2d/dgrad_gemm1x1_triton": ("n8c64h28w30_k64r1s1_f16nhwc_dgrad", "n9c64h27w29_k64r1s1_f16nhwc_dgrad"),
     "conv2d/wgrad_splitk_triton": ("n8c64h28w30_k64r3s3_p1_f16nhwc_wgrad", "n9c64h27w29_k64r3s3_p1_f16nhwc_wgrad"),
+    "conv2d/wgrad_boxes_triton": ("n8c64h28w30_k64r3s3_p1_f16nhwc_wgrad", "n9c64h36w26_k64r3s3_p1_f16nhwc_wgrad"),
     "batchnorm2d/fprop_direct_triton": (
         "batchnorm2d_n8c64h28w30_f16nhwc_train_relu",
         "batchnorm2d_n9c64h27w29_f16nhwc_train_relu",

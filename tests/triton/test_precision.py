@@ -76,6 +76,7 @@ PRODUCTS = {
     "conv_gemm1x1": "n2c8h6w5_k16r1s1_{}nhwc",
     "conv_persistent1x1": "n2c8h6w5_k16r1s1_{}nhwc",
     "conv_persistent": "n2c8h6w5_k16r3s3_p1_{}nhwc",
+    "conv_boxes_wgrad": "n2c8h6w5_k16r3s3_p1_{}nhwc_wgrad",
     "dw_pw": "n2c8h6w5_k16r1s1_{}nhwc",
 }
 

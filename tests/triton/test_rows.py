@@ -63,6 +63,9 @@ def test_refusals_are_sentences():
         ("conv2d/fprop_persistent_triton", "n1c24h6w6_k8r3s3_u2_p1_f16nhwc", "blocks of 16 channels, but C=24"),
         ("conv2d/fprop_persistent_triton", "n1c20h6w6_k8r3s3_p1_f16nhwc", "C=20 and K=8 of 2 bytes"),
         ("conv2d/dgrad_persistent_triton", "n1c16h6w6_k8r3s3_u2_p1_f16nhwc_dgrad", "but the stride is 2x2"),
+        ("conv2d/wgrad_boxes_triton", "n1c16h6w6_k8r3s3_p1_tf32nhwc_wgrad", "no matrix instruction does in tf32"),
+        ("conv2d/wgrad_boxes_triton", "n1c16h6w6_k12r3s3_p1_f16nhwc_wgrad", "C=16 and K=12 of 2 bytes"),
+        ("conv2d/wgrad_boxes_triton", "n1c16h6w7_k8r3s3_u2_p1_f16nhwc_wgrad", "but 2x2 does not divide 6x7"),
         ("conv2d/fprop_igemm_triton", "n65536c1h200w201_k1r1s1_f16nhwc", "2634547200 of them"),
     ):
         assert part in registry.kernel(name).refuses(Problem(text))

@@ -31,6 +31,7 @@ TABLE = (
     ("conv2d/dgrad_persistent1x1_triton", "conv2d", "dgrad", "conv_persistent1x1"),
     ("conv2d/fprop_persistent_triton", "conv2d", "fprop", "conv_persistent"),
     ("conv2d/dgrad_persistent_triton", "conv2d", "dgrad", "conv_persistent"),
+    ("conv2d/wgrad_boxes_triton", "conv2d", "wgrad", "conv_boxes_wgrad"),
     ("conv2d/fprop_igemm_triton", "conv2d", "fprop", "conv_fprop"),
     ("conv2d/dgrad_igemm_triton", "conv2d", "dgrad", "conv_dgrad"),
     ("conv2d/wgrad_splitk_triton", "conv2d", "wgrad", "conv_wgrad"),

@@ -29,16 +29,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastconv.kernels.triton import configure, conv_dgrad, conv_fprop
+from fastconv.kernels.triton import boxes, configure, conv_dgrad, conv_fprop
+from fastconv.kernels.triton.boxes import load_tap
 from fastconv.kernels.triton.common import finish_map, product
-from fastconv.kernels.triton.conv_persistent1x1 import ALIGNED, DESCRIPTORS, FORCED_BLOCKS
+from fastconv.kernels.triton.conv_persistent1x1 import FORCED_BLOCKS
 from fastconv.kernels.triton.launch import (
     SIZES,
     Launch,
     architecture_of,
     epilogue_arguments,
     precision,
-    too_large,
     written,
 )
 from fastconv.problem import Problem
@@ -49,21 +49,10 @@ BOXES = ((8, 16), (8, 8), (4, 4), (1, 1))
 
 def refuses(problem: Problem) -> str | None:
     h, v = problem.h, problem.w
-    if sentence := too_large(problem):
+    if sentence := boxes.refuses(problem):
         return sentence
     if problem.pass_ == "dgrad" and (h.stride, v.stride) != (1, 1):
         return f"It writes neighbouring pixels, but the stride is {h.stride}x{v.stride}."
-    if h.size % h.stride or v.size % v.stride:
-        return f"It needs strides that divide the map, but {h.stride}x{v.stride} does not divide {h.size}x{v.size}."
-    if problem.groups > 1:
-        return f"It takes one group, but the problem has {problem.groups}."
-    if problem.layout != "nhwc":
-        return f"It reads whole pixels, but the layout is {problem.layout}."
-    if problem.dtype == "f32":
-        return "It multiplies by matrix instructions, which are not exact in f32."
-    size = configure.SIZE[problem.dtype]
-    if problem.c * size % ALIGNED or (problem.pass_ == "dgrad" and problem.k * size % ALIGNED):
-        return f"It copies rows of whole {ALIGNED} bytes, but C={problem.c} and K={problem.k} of {size} bytes each."
     if v.stride > 1 and problem.c % configure.LEAST:
         return f"At a stride of columns it copies whole blocks of {configure.LEAST} channels, but C={problem.c}."
     return None
@@ -102,8 +91,7 @@ def kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """source: descriptor of [N, H / STRIDE_H, STRIDE_H, W / STRIDE_W, STRIDE_W · depth]. filter: descriptor of
-    [R·S, K, C], of which dgrad's depth is K.
+    """source: descriptor of a map, as in ``boxes``. filter: descriptor of [R·S, K, C], of which dgrad's depth is K.
 
     images, height, width: of the map that is written; columns: its channels, BLOCK_M of a tile. ROWS, COLUMNS: of a
     box, whose pixels are BLOCK_N.
@@ -114,8 +102,6 @@ def kernel(
     tiles_h = tl.cdiv(height, ROWS)
     tiles = tl.cdiv(images, IMAGES) * tiles_h * tiles_w * tiles_m
     blocks = tl.cdiv(depth, BLOCK_K)
-    before_h = tl.maximum(pad_h, 0)
-    before_w = tl.maximum(pad_w, 0)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
         box = tile // tiles_m
         first_column = tile % tiles_m * BLOCK_M
@@ -127,17 +113,21 @@ def kernel(
             tap = step // blocks
             k = step % blocks * BLOCK_K
             if FORWARD:
-                # Counted from so far before the map that nothing divided is negative.
-                h = tap // S * DILATION_H - pad_h + before_h * STRIDE_H
-                v = tap % S * DILATION_W - pad_w + before_w * STRIDE_W
-                b = source.load(
-                    [
-                        first_image,
-                        first_p - before_h + h // STRIDE_H,
-                        h % STRIDE_H,
-                        first_q - before_w + v // STRIDE_W,
-                        v % STRIDE_W * depth + k,
-                    ]
+                b = load_tap(
+                    source,
+                    tap,
+                    first_image,
+                    first_p,
+                    first_q,
+                    k,
+                    depth,
+                    pad_h,
+                    pad_w,
+                    S,
+                    STRIDE_H,
+                    STRIDE_W,
+                    DILATION_H,
+                    DILATION_W,
                 )
                 a = filter.load([tap, first_column, k]).reshape(BLOCK_M, BLOCK_K)
             else:
@@ -178,10 +168,10 @@ def kernel(
 def box_of(pixels: int, images: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the box whose tiles of so many pixels are the fewest."""
     fit = [(rows, columns) for rows, columns in BOXES if rows * columns <= pixels]
-    return min(fit, key=lambda box: boxes(pixels, images, height, width, box))
+    return min(fit, key=lambda box: tiles_of(pixels, images, height, width, box))
 
 
-def boxes(pixels: int, images: int, height: int, width: int, box: tuple[int, int]) -> int:
+def tiles_of(pixels: int, images: int, height: int, width: int, box: tuple[int, int]) -> int:
     """Tiles of the map."""
     rows, columns = box
     across = configure.cdiv(images, pixels // (rows * columns))
@@ -201,14 +191,12 @@ def plan(
 ) -> tuple[Tensor, list[Launch]]:
     """The result, and the start that writes it."""
     h, v = problem.h, problem.w
-    stride_h, stride_w = h.stride, v.stride
     forward = problem.pass_ == "fprop"
     source = x if forward else y
     architecture = architecture or architecture_of(source)
     taps = h.window * v.window
     dense = w.permute(0, 2, 3, 1).is_contiguous()
-    aligned = source.data_ptr() % ALIGNED == 0 and w.data_ptr() % ALIGNED == 0
-    if architecture < DESCRIPTORS or not (dense and aligned):
+    if not (dense and boxes.copies((source, w), architecture)):
         operands = {"x": x} if forward else {"y": y}
         operands |= {"w": w, "bias": bias, "residual": residual, "out": out, "architecture": architecture}
         return (conv_fprop if forward else conv_dgrad).plan(problem, **operands)
@@ -216,19 +204,14 @@ def plan(
     height, width = (h.out, v.out) if forward else (h.size, v.size)
     result = written(problem, source, (problem.n, columns, height, width), out)
     tile = configure.matrix_tile(problem.dtype, columns, problem.n * height * width, taps * depth, architecture)
-    if stride_w > 1:
+    if v.stride > 1:
         # A block of channels ends where those of the next pixel begin.
         tile = replace(tile, k=gcd(tile.k, depth))
     rows, box_columns = box = box_of(tile.n, problem.n, height, width)
-    n, _, source_h, source_w = source.shape
-    line = source_w * depth
     block = [1, tile.m, tile.k] if forward else [1, tile.k, tile.m]
     arguments = {
-        "source": TensorDescriptor(
-            source,
-            [n, source_h // stride_h, stride_h, source_w // stride_w, stride_w * depth],
-            [source_h * line, stride_h * line, line, stride_w * depth, 1],
-            [tile.n // (rows * box_columns), rows, 1, box_columns, tile.k],
+        "source": boxes.descriptor(
+            source, (h.stride, v.stride), [tile.n // (rows * box_columns), rows, box_columns, tile.k]
         ),
         "filter": TensorDescriptor(w, [taps, problem.k, problem.c], [problem.c, taps * problem.c, 1], block),
         "images": problem.n,
@@ -241,8 +224,8 @@ def plan(
         "FORWARD": forward,
         "R": h.window,
         "S": v.window,
-        "STRIDE_H": stride_h,
-        "STRIDE_W": stride_w,
+        "STRIDE_H": h.stride,
+        "STRIDE_W": v.stride,
         "DILATION_H": h.dilation,
         "DILATION_W": v.dilation,
         **epilogue_arguments(problem, result, columns, bias, residual),
@@ -254,5 +237,5 @@ def plan(
         "BLOCK_K": tile.k,
     }
     most = FORCED_BLOCKS if configure.is_forced() else configure.machine(architecture).multiprocessors
-    tiles = boxes(tile.n, problem.n, height, width, box) * configure.cdiv(columns, tile.m)
+    tiles = tiles_of(tile.n, problem.n, height, width, box) * configure.cdiv(columns, tile.m)
     return result if out is None else out, [Launch(kernel, (min(most, tiles),), arguments, tile.warps, tile.stages)]

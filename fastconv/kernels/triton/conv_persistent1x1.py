@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastconv.kernels.triton import configure, conv_gemm1x1
+from fastconv.kernels.triton import boxes, configure, conv_gemm1x1
 from fastconv.kernels.triton.common import finish, product
 from fastconv.kernels.triton.launch import (
     Launch,
@@ -29,8 +29,6 @@ from fastconv.kernels.triton.launch import (
 )
 from fastconv.problem import Problem
 
-DESCRIPTORS = 90  # the first architecture that copies by them
-ALIGNED = 16  # bytes, of a descriptor's start and rows
 FORCED_BLOCKS = 2  # with a forced tile, so that a small problem's blocks walk over several
 
 
@@ -40,14 +38,7 @@ def refuses(problem: Problem) -> str | None:
     h, v = problem.h, problem.w
     if (h.out, v.out) != (h.size, v.size):
         return f"It reads pixels in their order, but {h.size}x{v.size} of them become {h.out}x{v.out}."
-    if problem.layout != "nhwc":
-        return f"It reads whole pixels, but the layout is {problem.layout}."
-    if problem.dtype == "f32":
-        return "It multiplies by matrix instructions, which are not exact in f32."
-    size = configure.SIZE[problem.dtype]
-    if problem.c * size % ALIGNED or (problem.pass_ == "dgrad" and problem.k * size % ALIGNED):
-        return f"It copies rows of whole {ALIGNED} bytes, but C={problem.c} and K={problem.k} of {size} bytes each."
-    return None
+    return boxes.refuses_pixels(problem)
 
 
 @triton.jit(do_not_specialize=["pixels", "alpha"])
@@ -122,8 +113,7 @@ def plan(
     source = x if forward else y
     architecture = architecture or architecture_of(source)
     dense = w.stride(1) == 1 and w.stride(0) == problem.c
-    aligned = source.data_ptr() % ALIGNED == 0 and w.data_ptr() % ALIGNED == 0
-    if architecture < DESCRIPTORS or not (dense and aligned):
+    if not (dense and boxes.copies((source, w), architecture)):
         return conv_gemm1x1.plan(
             problem, w=w, x=x, y=y, bias=bias, residual=residual, out=out, architecture=architecture
         )

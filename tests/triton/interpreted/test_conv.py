@@ -16,6 +16,7 @@ from fastconv.testing.check import check_conv, run_guarded
 from .tiles import small_tile
 
 KERNELS = [row for row in rows.rows() if row.op == "conv2d"]
+COPYING = {row.name for row in KERNELS if "persistent" in row.name or "boxes" in row.name}  # by descriptors
 DTYPES = ("f32", "f16", "bf16")
 PLAIN = {"bias": False, "residual": False, "activation": "none", "alpha": 0.0, "out_channels": 0, "out_offset": 0}
 PROBLEMS = 10  # of the edge corpus, of each kernel in the ordinary run
@@ -112,7 +113,7 @@ def check(kernel, problem: Problem, number: int, integer: bool) -> None:
     """One check with a small tile; its message names everything that repeats it."""
     tile = small_tile(problem, number)
     # A kernel that copies by descriptors hands operands over to another one that are not aligned or lie otherwise.
-    copies = "persistent" in kernel.name
+    copies = kernel.name in COPYING
     try:
         with configure.forced(tile):
             check_conv(
@@ -158,19 +159,17 @@ def test_sums_are_rounded_once_to_the_nearest_and_even(dtype, half):
     assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.nan_to_num(), expected.nan_to_num())
 
 
-PERSISTENT = [k for k in KERNELS if "persistent" in k.name]
-
-
-@pytest.mark.parametrize("kernel", PERSISTENT, ids=lambda k: k.name)
-def test_a_persistent_kernel_takes_the_aligned_and_hands_over_the_rest(kernel):
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.name in COPYING], ids=lambda k: k.name)
+def test_a_kernel_that_copies_takes_the_aligned_and_hands_over_the_rest(kernel):
     pointwise = "1x1" in kernel.name
     problem = of_pass(Problem(next(text for text in ALIGNED if ("r1s1" in text) == pointwise)), kernel.pass_)
     operands = inputs.make(problem, 0, integer=True).named(problem)
-    operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
     file = rows.load(rows.file_of(kernel))
-    first = "x" if kernel.pass_ == "fprop" else "y"
-    others = {first: guard.guarded(operands[first], offset=1)}, {"w": guard.guarded(operands["w"], offset=1)}
-    others += () if pointwise else ({"w": operands["w"].contiguous()},)
+    if "w" in operands:
+        operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
+    others = [{name: guard.guarded(operands[name], offset=1)} for name in ("x", "y", "w") if name in operands]
+    if "w" in operands and not pointwise:
+        others.append({"w": operands["w"].contiguous()})
     assert file.plan(problem, **operands)[1][0].kernel is file.kernel
     for other in (*others, {"architecture": 80}):
         assert file.plan(problem, **operands | other)[1][0].kernel is not file.kernel
@@ -182,13 +181,30 @@ def test_a_stride_multiplies_no_pixel_that_it_skips():
     """Not even by zero: 48 channels are no whole blocks of 32."""
     problem = Problem("n1c48h4w6_k16r1s1_u2x3_f16nhwc")
     operands = inputs.make(problem, 0, integer=True).named(problem)
-    kernel = next(k for k in PERSISTENT if k.name == "conv2d/fprop_persistent_triton")
+    kernel = next(k for k in KERNELS if k.name == "conv2d/fprop_persistent_triton")
     skipped = torch.full_like(operands["x"], float("inf"))
     skipped[:, :, ::2, ::3] = operands["x"][:, :, ::2, ::3]
     operands["w"] = operands["w"].contiguous(memory_format=torch.channels_last)
     with configure.forced(configure.Tile(16, 16, 32)):
         y = kernel.run(problem, **operands | {"x": skipped})
         assert torch.equal(y, kernel.run(problem, **operands)) and y.isfinite().all()
+
+
+def test_a_filter_gradient_multiplies_no_pixel_that_a_tap_does_not_reach():
+    """Not even by zero: a box that went over the edge of dy would."""
+    problem = Problem("n3c16h6w10_k16r1s3_p0x1_f16nhwc_wgrad")
+    kernel = next(k for k in KERNELS if k.name == "conv2d/wgrad_boxes_triton")
+    operands = inputs.make(problem, 0, integer=True).named(problem)
+    operands["x"][..., -1] = float("inf")
+    operands["y"].fill_(1)
+    dw = kernel.run(problem, **operands)
+    assert dw[..., 0].isfinite().all() and not dw[..., 1:].isfinite().any()
+
+
+def test_boxes_of_a_filter_gradient_divide_its_map():
+    box_of = rows.load("conv_boxes_wgrad").box_of
+    shapes = {(64, 56, 56): (1, 8, 8), (128, 28, 30): (16, 4, 2), (32, 7, 7): (32, 1, 1), (16, 3, 64): (1, 1, 16)}
+    assert {shape: box_of(*shape) for shape in shapes} == shapes
 
 
 def test_boxes_are_as_few_as_can_be():
@@ -206,11 +222,18 @@ def test_boxes_are_as_few_as_can_be():
     assert {shape: box_of(*shape) for shape in shapes} == shapes
 
 
+def suited(kernel, text: str) -> Problem:
+    """The filter gradient in the groups, or with the channels, that the kernel takes."""
+    problem = Problem(text)
+    if "depthwise" in kernel.name:
+        return problem.replace(groups=problem.c)
+    return problem.replace(c=8, k=8, dtype="f16") if kernel.name in COPYING else problem
+
+
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
 def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
     """Several pieces give the exact sum on integers and the same bits twice on real values."""
-    groups = 6 if "depthwise" in kernel.name else 1
-    problem = Problem(f"n3c6h9w8_k6r3s2_p1_g{groups}_f32nhwc_wgrad")
+    problem = suited(kernel, "n3c6h9w8_k6r3s2_p1_f32nhwc_wgrad")
     tile = configure.Tile(16, 16, 16)
     operands = inputs.make(problem, 0, integer=False)
     with configure.forced(tile):
@@ -223,8 +246,7 @@ def test_partial_sums_are_cut_by_the_problem_and_added_in_order(kernel):
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.pass_ == "wgrad"], ids=lambda k: k.name)
 def test_pieces_of_several_steps_agree_too(kernel):
     """With the tiles the model picks, whose pieces are longer than those of the small ones."""
-    groups = 6 if "depthwise" in kernel.name else 1
-    problem = Problem(f"n3c6h11w10_k6r3s3_p1_g{groups}_f32nhwc_wgrad")
+    problem = suited(kernel, "n3c6h11w10_k6r3s3_p1_f32nhwc_wgrad")
     operands = inputs.make(problem, 0, integer=True).named(problem)
     first = rows.load(rows.file_of(kernel)).plan(problem, **operands)[1][0]
     assert first.grid[1] > 1 and first.arguments["piece_steps"] > 1
@@ -250,6 +272,7 @@ RARE = {
     "conv2d/dgrad_igemm_triton": shared_tile,
     "conv2d/wgrad_splitk_triton": shared_tile,
     "conv2d/fprop_persistent_triton": strided,
+    "conv2d/wgrad_boxes_triton": strided,
 }
 DRAWN = [(k, any_problem) for k in KERNELS] + [(k, RARE[k.name]) for k in KERNELS if k.name in RARE]
 
