@@ -122,6 +122,8 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "LDG.E.128" in code, entry.name
     if entry.name.startswith("transpose<"):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name
+    if entry.name.startswith("columns<"):
+        assert "STG.E.128" in code and ("LDG.E.128" in code or entry.name.endswith((", false>", ", 0>"))), entry.name
     if re.match(r"(clear|unpool_gather)<\w+, [48]>", entry.name):
         assert "STG.E.128" in code, entry.name
     vectors = entry.name.startswith("depthwise<") and re.match(r"depthwise<\w+, [48],", entry.name)

@@ -86,6 +86,14 @@ struct Tail {
             static_cast<float>(p.epilogue.alpha)};
   }
 
+  // The same of the images from `image` on.
+  Tail from(int64_t image) const {
+    Tail tail = *this;
+    tail.out += image * out_image;
+    if (residual) tail.residual += image * residual_image;
+    return tail;
+  }
+
   // Whether `n` neighbouring channels may be stored at once, at multiples of n.
   bool takes(int n) const {
     auto fits = [n](const T* base, int64_t offset, int64_t pixel, int64_t image) {

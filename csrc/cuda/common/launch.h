@@ -12,7 +12,7 @@ inline constexpr int64_t most_blocks = 0x7fffffff;  // along x
 inline constexpr int64_t most_blocks_yz = 65535;
 
 // Of the current device: the blocks of a persistent grid. The emulated one is small, so that blocks take several tiles
-// of small problems.
+// of small problems, and kernels that go in pieces through L2 take several of these.
 #if defined(__CUDACC__)
 inline int multiprocessors() {
   int device = 0, count = 0;
@@ -20,8 +20,10 @@ inline int multiprocessors() {
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   return count > 0 ? count : 1;
 }
+inline constexpr int64_t kept_in_l2 = 32 << 20;  // bytes that the next kernel still finds there, of 40 MB on sm_80
 #else
 inline int multiprocessors() { return 3; }
+inline constexpr int64_t kept_in_l2 = 8 << 10;
 #endif
 
 // How a kernel is started: blocks along x in clusters of so many.

@@ -18,9 +18,7 @@
 
 namespace fastconv::FASTCONV_GPU {
 
-namespace {
-
-std::string refuses_geometry(const Problem& p) {
+std::string refuses_product(const Problem& p) {
   const bool forward = p.pass == Pass::fprop;
   const int64_t rows = p.n * (forward ? p.out_pixels() : p.in_pixels());
   if (rows > most_blocks - LargeTile::rows)
@@ -39,14 +37,16 @@ std::string refuses_geometry(const Problem& p) {
   return {};
 }
 
+namespace {
+
 std::string refuses_matrix(const Problem& p) {
   const std::string sentence = refuses_for_matrix(p.dtype);
-  return sentence.empty() ? refuses_geometry(p) : sentence;
+  return sentence.empty() ? refuses_product(p) : sentence;
 }
 
 std::string refuses_plain(const Problem& p) {
   const std::string sentence = refuses_for_plain(p.dtype);
-  return sentence.empty() ? refuses_geometry(p) : sentence;
+  return sentence.empty() ? refuses_product(p) : sentence;
 }
 
 int64_t workspace(const Problem& p) {
@@ -54,14 +54,14 @@ int64_t workspace(const Problem& p) {
 }
 
 template <class T, class Tile, class Sums>
-void start(const Problem& p, IgemmParams<T>& params, Stream stream) {
+void start(IgemmParams<T>& params, int64_t groups, Stream stream) {
   int64_t most_rows = 0;
   for (int i = 0; i < params.h.count; ++i)
     for (int j = 0; j < params.w.count; ++j)
       most_rows = std::max(most_rows, int64_t{params.h.phase[i].count} * params.w.phase[j].count);
   params.column_tiles = static_cast<int>(divide_up(params.columns, Tile::columns));
-  const Grid grid{static_cast<unsigned>(divide_up(p.n * most_rows, Tile::rows) * params.column_tiles),
-                  static_cast<unsigned>(params.h.count * params.w.count), static_cast<unsigned>(p.groups)};
+  const Grid grid{static_cast<unsigned>(divide_up(params.images * most_rows, Tile::rows) * params.column_tiles),
+                  static_cast<unsigned>(params.h.count * params.w.count), static_cast<unsigned>(groups)};
   const bool aligned = params.channel == 1 && params.channels == params.padded && params.pixel % wide<T> == 0 &&
                        params.image % wide<T> == 0 && reinterpret_cast<uintptr_t>(params.source) % vector_bytes == 0;
   if (aligned)
@@ -94,26 +94,31 @@ IgemmParams<T> params_of(const Problem& p, const Args& args, Stream stream) {
 constexpr int64_t large_columns = 96, large_rows = 2048;
 
 void run_matrix(const Problem& p, const Args& args, Stream stream) {
-  auto with = [&](auto* t) {
-    using T = std::remove_pointer_t<decltype(t)>;
-    IgemmParams<T> params = params_of<T>(p, args, stream);
-    const int64_t rows = p.n * (p.pass == Pass::fprop ? p.out_pixels() : p.in_pixels());
-    if (params.columns >= large_columns && rows >= large_rows)
-      start<T, LargeTile, MatrixSums<T, LargeTile>>(p, params, stream);
-    else
-      start<T, SmallTile, MatrixSums<T, SmallTile>>(p, params, stream);
-  };
-  if (p.dtype == Dtype::f16) return with(static_cast<f16*>(nullptr));
-  if (p.dtype == Dtype::bf16) return with(static_cast<bf16*>(nullptr));
-  with(static_cast<float*>(nullptr));
+  if (p.dtype == Dtype::f16) return start_matrix(params_of<f16>(p, args, stream), p.groups, stream);
+  if (p.dtype == Dtype::bf16) return start_matrix(params_of<bf16>(p, args, stream), p.groups, stream);
+  start_matrix(params_of<float>(p, args, stream), p.groups, stream);
 }
 
 void run_plain(const Problem& p, const Args& args, Stream stream) {
-  IgemmParams<float> params = params_of<float>(p, args, stream);
-  start<float, SmallTile, PlainSums<SmallTile>>(p, params, stream);
+  start_plain(params_of<float>(p, args, stream), p.groups, stream);
 }
 
 }  // namespace
+
+template <class T>
+void start_matrix(IgemmParams<T> params, int64_t groups, Stream stream) {
+  if (params.columns >= large_columns && params.images * params.tail.pixels >= large_rows)
+    start<T, LargeTile, MatrixSums<T, LargeTile>>(params, groups, stream);
+  else
+    start<T, SmallTile, MatrixSums<T, SmallTile>>(params, groups, stream);
+}
+template void start_matrix(IgemmParams<f16>, int64_t, Stream);
+template void start_matrix(IgemmParams<bf16>, int64_t, Stream);
+template void start_matrix(IgemmParams<float>, int64_t, Stream);
+
+void start_plain(IgemmParams<float> params, int64_t groups, Stream stream) {
+  start<float, SmallTile, PlainSums<SmallTile>>(params, groups, stream);
+}
 
 extern const GpuKernelBody conv2d_fprop_igemm_sm80{refuses_matrix, workspace, run_matrix};
 extern const GpuKernelBody conv2d_dgrad_igemm_sm80{refuses_matrix, workspace, run_matrix};

@@ -26,6 +26,15 @@ struct IgemmParams {
   bool tail_takes_vectors;
 };
 
+// Queue the product: on tensor cores, or in float by multiply-adds. Its parameters but column_tiles are given. In
+// igemm.cu, for every T.
+template <class T>
+void start_matrix(IgemmParams<T> params, int64_t groups, Stream stream);
+void start_plain(IgemmParams<float> params, int64_t groups, Stream stream);
+
+// Why the product does not number what a problem has; empty: it does.
+std::string refuses_product(const Problem& p);
+
 // Wide: a chunk of 16 bytes of source channels is one aligned access. Else each element is loaded by itself, at any
 // alignment and in either layout, and written to shared memory by its thread. SharedBytes is what a launch asks for; it
 // stands in the kernel's name, where fastconv/testing/cubin.py reads it.
