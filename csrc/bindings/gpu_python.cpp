@@ -30,13 +30,6 @@ py::list kernels() {
   return rows;
 }
 
-// Bytes from the first element to the end of the last.
-int64_t extent(const at::Tensor& t) {
-  int64_t last = 0;
-  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-  return t.numel() ? (last + 1) * t.element_size() : 0;
-}
-
 Operands operands_of(const OptionalTensor& out, const OptionalTensor& x, const OptionalTensor& w,
                      const OptionalTensor& y, const OptionalTensor& bias, const OptionalTensor& residual,
                      const OptionalTensor& index) {
@@ -62,7 +55,7 @@ void emulate(size_t row, const Problem& problem, const at::Tensor& out, const Op
   if (out.numel() == 0) return;
   std::vector<emulated::Range> ranges;
   auto allow = [&](const OptionalTensor& t, bool written) {
-    if (t) ranges.push_back({t->const_data_ptr(), extent(*t), written});
+    if (t) ranges.push_back({t->const_data_ptr(), extent_of(*t), written});
   };
   const bool writes_index = problem.pass == Pass::fprop && problem.op != Op::unpool2d;
   for (const OptionalTensor& t : {x, w, y, bias, residual}) allow(t, false);
@@ -83,15 +76,11 @@ std::pair<std::vector<std::string>, std::string> device_code() {
 at::Tensor run(size_t row, const Problem& problem, const OptionalTensor& out, const OptionalTensor& x,
                const OptionalTensor& w, const OptionalTensor& y, const OptionalTensor& bias,
                const OptionalTensor& residual, const OptionalTensor& index) {
-  if (device::gpu_kernels().empty())
-    throw std::runtime_error(std::string("This build has no device code: ") + FASTCONV_WITHOUT_DEVICE_CODE + ".");
+  check_device_code();
   const GpuKernel& kernel = device::gpu_kernels().at(row);
   check_accepted(kernel, problem);
   Operands o = operands_of(out, x, w, y, bias, residual, index);
-  const at::Tensor& like = o.x.defined() ? o.x : o.y;
-  for (const at::Tensor& t : {o.x, o.w, o.y, o.bias, o.residual, o.index, o.out})
-    TORCH_CHECK(!t.defined() || (t.is_cuda() && t.device() == like.device()), kernel.name,
-                " takes tensors of one CUDA device, but one is on ", t.device(), ".");
+  check_one_device(kernel.name, {o.x.defined() ? o.x : o.y, o.x, o.w, o.y, o.bias, o.residual, o.index, o.out});
   const bool forward = problem.pass == Pass::fprop, gradient = problem.pass == Pass::wgrad;
   TORCH_CHECK((o.x.defined() || !(forward || gradient)) && (o.y.defined() || forward) &&
                   (o.w.defined() || gradient || !problem.is_conv()) &&
@@ -114,6 +103,24 @@ at::Tensor run(size_t row, const Problem& problem, const OptionalTensor& out, co
 }
 
 }  // namespace
+
+int64_t extent_of(const at::Tensor& t) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  return t.numel() ? (last + 1) * t.element_size() : 0;
+}
+
+void check_device_code() {
+  if (device::gpu_kernels().empty())
+    throw std::runtime_error(std::string("This build has no device code: ") + FASTCONV_WITHOUT_DEVICE_CODE + ".");
+}
+
+void check_one_device(const std::string& kernel, std::initializer_list<at::Tensor> tensors) {
+  const at::Tensor& like = *tensors.begin();
+  for (const at::Tensor& t : tensors)
+    TORCH_CHECK(!t.defined() || (t.is_cuda() && t.device() == like.device()), kernel,
+                " takes tensors of one CUDA device, but one is on ", t.device(), ".");
+}
 
 void add_gpu_functions(py::module_& m) {
   m.def("gpu_kernels", &kernels, "Every GPU kernel in order of preference.");

@@ -7,19 +7,24 @@
 
 namespace fastconv {
 
-void run_gpu(const GpuKernel& kernel, const Problem& problem, const Operands& operands) {
-  const c10::Device device = operands.out.device();
+void on_current_stream(c10::Device device, int64_t workspace_bytes, const std::function<void(void*, Stream)>& start) {
   const c10::DeviceGuard guard(device);
   const c10::impl::VirtualGuardImpl torchs(device.type());
   const auto stream = reinterpret_cast<uint64_t>(torchs.getStreamNativeHandle(torchs.getStream(device)));
   // Freed when this call returns, before the kernels have run: the allocator hands the memory to work that is queued
   // behind them on the same stream, and to no other.
   at::Tensor workspace;
-  if (const int64_t bytes = kernel.body.workspace(problem); bytes > 0)
-    workspace = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(device));
-  Args args = args_of(problem, operands);
-  args.workspace = workspace.defined() ? workspace.mutable_data_ptr() : nullptr;
-  kernel.body.run(problem, args, {stream, device.index()});
+  if (workspace_bytes > 0)
+    workspace = at::empty({workspace_bytes}, at::TensorOptions().dtype(at::kByte).device(device));
+  start(workspace.defined() ? workspace.mutable_data_ptr() : nullptr, {stream, device.index()});
+}
+
+void run_gpu(const GpuKernel& kernel, const Problem& problem, const Operands& operands) {
+  on_current_stream(operands.out.device(), kernel.body.workspace(problem), [&](void* workspace, Stream stream) {
+    Args args = args_of(problem, operands);
+    args.workspace = workspace;
+    kernel.body.run(problem, args, stream);
+  });
 }
 
 }  // namespace fastconv

@@ -5,9 +5,15 @@
 #include "cuda/kernel.h"
 #include "dispatch.h"
 
+#include <functional>
+
 namespace fastconv {
 
-// Runs one kernel on tensors that already fit the problem, `out` included. Torch's current device stays what it is.
+// Calls start(workspace, stream) with torch's current stream of the device and so many bytes of its allocator. Torch's
+// current device stays what it is.
+void on_current_stream(c10::Device device, int64_t workspace_bytes, const std::function<void(void*, Stream)>& start);
+
+// Runs one kernel on tensors that already fit the problem, `out` included.
 void run_gpu(const GpuKernel& kernel, const Problem& problem, const Operands& operands);
 
 }  // namespace fastconv

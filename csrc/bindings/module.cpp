@@ -293,6 +293,7 @@ PYBIND11_MODULE(_C, m) {
   add_norm_functions(m);
   add_pool_functions(m);
   add_gpu_functions(m);
+  add_gpu_pair_functions(m);
   m.def("fma_burst", &fma_burst, py::arg("isa"), py::arg("wide"), py::arg("rounds"));
   m.def("round_trip", &round_trip, py::arg("rounds"));
   m.def("isas", [] { return std::vector<std::string>(Isa_names.begin(), Isa_names.end()); });

@@ -1,6 +1,6 @@
-// What a GPU kernel is: one row of csrc/cuda/kernels.inc and one descriptor in its file. Like a CPU kernel it sees raw
-// pointers and sizes; in place of a parallel-for it gets a stream. Its source is compiled twice: by nvcc for devices,
-// and as host C++ for the emulator (emulator/block.h).
+// What a GPU kernel is: one row of csrc/cuda/kernels.inc and one descriptor in its file; of one problem, or of two.
+// Like a CPU kernel it sees raw pointers and sizes; in place of a parallel-for it gets a stream. Its source is compiled
+// twice: by nvcc for devices, and as host C++ for the emulator (emulator/block.h).
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,50 @@ struct GpuKernel {
   GpuKernelBody body;
 };
 
-inline std::string refusal(const GpuKernelBody& body, const Problem& p) {
+// Two convolutions in one kernel: the second reads what the first makes, which is never stored.
+struct PairArgs {
+  Args first, second;  // x, w and bias; w, bias, residual, out and workspace
+};
+
+struct GpuPairBody {
+  std::string (*refuses)(const Problem& first, const Problem& second);
+  int64_t (*workspace)(const Problem& first, const Problem& second);
+  void (*run)(const Problem& first, const Problem& second, const PairArgs&, Stream);
+};
+
+struct GpuPair {
+  std::string name;  // "dwconv2d/fprop_gemm1x1_sm80"
+  Pass pass;
+  GpuPairBody body;
+};
+
+// What no GPU kernel reads.
+inline std::string refuses_operands(const Problem& p) {
   if (p.dtype == Dtype::f64 || p.dtype == Dtype::other)
     return "It computes in float, but the problem is in " + std::string(name_of(p.dtype)) + ".";
   if (p.packed) return "It reads filters where they lie, not packed ones.";
   if (p.in_channels)
     return "It reads dense inputs, not " + std::to_string(p.c) + " of a buffer's " + std::to_string(p.in_channels) +
            " channels.";
-  return body.refuses(p);
+  return {};
+}
+
+inline std::string refusal(const GpuKernelBody& body, const Problem& p) {
+  const std::string sentence = refuses_operands(p);
+  return sentence.empty() ? body.refuses(p) : sentence;
+}
+
+inline std::string refusal(const GpuPairBody& body, const Problem& first, const Problem& second) {
+  for (const Problem* p : {&first, &second}) {
+    if (std::string sentence = refuses_operands(*p); !sentence.empty()) return sentence;
+    if (!p->is_conv() || p->pass != Pass::fprop) return "It takes two convolutions forwards, not " + p->text() + ".";
+  }
+  if (first.epilogue.residual || first.epilogue.out_channels)
+    return "Nothing is added to the first result and it is stored nowhere, but the problem is " + first.text() + ".";
+  if (first.n != second.n || first.k != second.c || first.h.out != second.h.in || first.w.out != second.w.in ||
+      first.dtype != second.dtype || first.layout != second.layout)
+    return "The second convolution, " + second.text() + ", does not read what the first makes, " + first.text() + ".";
+  return body.refuses(first, second);
 }
 
 inline int64_t no_gpu_workspace(const Problem&) { return 0; }

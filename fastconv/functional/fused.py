@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastconv.functional.arguments import Ints, as_tuple, sides
-from fastconv.kernels import triton as rows
+from fastconv.kernels import pairs, triton
 from fastconv.problem import Problem
 
 ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "gelu", "gelutanh")
@@ -25,7 +25,7 @@ def depthwise_pointwise(
     activations: tuple[str, str] = ("none", "none"),
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A depthwise convolution and the 1x1 behind it, both with bias and activation, in one Triton kernel.
+    """A depthwise convolution and the 1x1 behind it, both with bias and activation, in one kernel, CUDA C++ or Triton.
 
     input: (N, C, H, W) on a GPU; depthwise: (C·M, 1, R, S); pointwise: (K, C·M, 1, 1); residual: the shape of the
     result, (N, K, P, Q). stride, padding and dilation are the depthwise convolution's. It has no gradient.
@@ -44,15 +44,11 @@ def depthwise_pointwise(
     for name in activations:
         if name not in ACTIVATIONS:
             raise ValueError(f"activations are two of {', '.join(ACTIVATIONS)}; {name!r} is none of them.")
-    if sentence := rows.missing():
-        raise RuntimeError(sentence)
     _check(given)
     first, second = _problems(input, depthwise, pointwise, stride, padding, dilation)
     first = first.replace(bias=depthwise_bias is not None, activation=activations[0])
     second = second.replace(bias=pointwise_bias is not None, residual=residual is not None, activation=activations[1])
-    file = rows.load("dw_pw")
-    if sentence := file.refuses(first, second):
-        raise RuntimeError(sentence)
+    kernel = pairs.choose(first, second, input.device.type)
     shapes = {
         "depthwise_bias": (first.k,),
         "pointwise_bias": (second.k,),
@@ -62,7 +58,7 @@ def depthwise_pointwise(
         if name in given and tuple(given[name].shape) != shape:
             raise RuntimeError(f"{name} has shape {tuple(given[name].shape)}, but the result needs {shape}.")
     format = torch.channels_last if first.layout == "nhwc" else torch.contiguous_format
-    y, launches = file.plan(
+    return kernel.run(
         first,
         second,
         x=input.contiguous(memory_format=format),
@@ -72,15 +68,12 @@ def depthwise_pointwise(
         bias=None if pointwise_bias is None else pointwise_bias.contiguous(),
         residual=None if residual is None else residual.contiguous(memory_format=format),
     )
-    for launch in launches:
-        launch()
-    return y
 
 
 def _check(given: dict[str, Tensor]) -> None:
     """Devices, dtypes, dimensions and gradients."""
     input = given["input"]
-    if input.device.type != "cuda" and not rows.load("common").INTERPRETED:
+    if input.device.type != "cuda" and (triton.missing() or not triton.load("common").INTERPRETED):
         raise RuntimeError(f"The kernel runs on a GPU, but input is on {input.device}.")
     if input.dtype not in DTYPES:
         raise RuntimeError(f"input is one of float32, float16 and bfloat16, not {input.dtype}.")

@@ -1,4 +1,5 @@
-// Linked with the kernels' device code: prints their names and, asked to start one where there is no GPU, the error.
+// Linked with the kernels' device code: prints their names, then those of kernels of two problems, and, asked to start
+// one where there is no GPU, the error.
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
@@ -19,4 +20,5 @@ int main(int count, char** words) {
       std::puts(error.what());
     }
   }
+  for (const GpuPair& pair : device::gpu_pairs()) std::puts(pair.name.c_str());
 }

@@ -94,7 +94,7 @@ def test_device_code_links_and_loads(compiled, tmp_path):
     subprocess.run(command, check=True)
     words = [program] if torch.cuda.is_available() else [program, started]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
-    names = [row["name"] for row in C.gpu_kernels()]
+    names = [row["name"] for row in C.gpu_kernels()] + C.gpu_pairs()
     assert [line for line in lines if line in names] == names
     if len(words) > 1:
         assert lines[names.index(started) + 1].startswith("CUDA: ")
@@ -120,6 +120,10 @@ def check_instructions(entry: cubin.Entry, code: str) -> None:
         assert "LDG.E.128" in code, entry.name
     if re.match(r"whole_(maps|planes)<\w+, \w+, [48]>", entry.name):
         assert "LDG.E.128" in code, entry.name
+    if entry.name.startswith("depthwise_pointwise<"):
+        wide = entry.name.endswith((", true>", ", 1>"))
+        loads = "LDG.E.128" if "<float" in entry.name else "LDG.E.64"  # four channels, rows of threads a line
+        assert "STG.E.128" in code and "LDGSTS.E.BYPASS.128" in code and (loads in code or not wide), entry.name
     if entry.name.startswith("transpose<"):
         assert "LDG.E.128" in code and "STG.E.128" in code, entry.name
     if entry.name.startswith("columns<"):

@@ -8,4 +8,9 @@ const std::vector<GpuKernel>& gpu_kernels() {
   return none;
 }
 
+const std::vector<GpuPair>& gpu_pairs() {
+  static const std::vector<GpuPair> none;
+  return none;
+}
+
 }  // namespace fastconv::device

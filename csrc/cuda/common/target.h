@@ -22,6 +22,8 @@
 #define FASTCONV_BOTH __host__ __device__ __forceinline__
 #define FASTCONV_GLOBAL(threads, blocks_per_sm) __global__ void __launch_bounds__(threads, blocks_per_sm)
 #define FASTCONV_UNROLL _Pragma("unroll")
+#define FASTCONV_PRAGMA(text) _Pragma(#text)
+#define FASTCONV_UNROLL_BY(times) FASTCONV_PRAGMA(unroll times)  // a constant expression, in steps of the loop
 #define FASTCONV_PARAMS(P) const __grid_constant__ P  // read where they lie, so that an index into them costs no copy
 #else
 #include "cuda/emulator/block.h"
@@ -30,6 +32,7 @@
 #define FASTCONV_BOTH inline
 #define FASTCONV_GLOBAL(threads, blocks_per_sm) void
 #define FASTCONV_UNROLL
+#define FASTCONV_UNROLL_BY(times)
 #define FASTCONV_PARAMS(P) const P
 #endif
 

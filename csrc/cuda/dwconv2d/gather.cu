@@ -13,6 +13,7 @@
 #include "cuda/common/refuses.h"
 #include "cuda/common/shared.h"
 #include "cuda/conv2d/walk.h"
+#include "rows.h"
 
 namespace fastconv::FASTCONV_GPU {
 
@@ -77,34 +78,19 @@ depthwise(FASTCONV_PARAMS(Params<T>) p) {
     auto weights = [&](float (&to)[V], int tap) {
       taps.read_all(to, static_cast<int64_t>(tap_row + tap) * held + own);
     };
-    auto add = [](float (&into)[V], const Pack<T, V>& x, const float (&weight)[V]) {
-      FASTCONV_UNROLL
-      for (int i = 0; i < V; ++i) into[i] += widen(x.v[i]) * weight[i];
-    };
     auto pixel = [&](int x) {
       return static_cast<unsigned>(x) < static_cast<unsigned>(p.width) ? load<V>(line + x * p.pixel) : Pack<T, V>{};
     };
     if constexpr (S > 0) {
-      // The source pixels of four outputs, from the left; a gradient's taps run the other way.
-      constexpr int seen = (columns - 1) * U + S;
+      // From the left; a gradient's taps run the other way.
       const int left = column * U + w.first + (w.step < 0 ? 1 - S : 0);
-      Pack<T, V> x[seen];
-      FASTCONV_UNROLL
-      for (int i = 0; i < seen; ++i) x[i] = pixel(left + i);
-      FASTCONV_UNROLL
-      for (int s = 0; s < S; ++s) {
-        float weight[V];
-        weights(weight, w.step < 0 ? S - 1 - s : s);
-        FASTCONV_UNROLL
-        for (int q = 0; q < columns; ++q) add(sum[q], x[q * U + s], weight);
-      }
+      add_sliding<S, U, T>(
+          sum, [&](int i) { return pixel(left + i); },
+          [&](float (&to)[V], int s) { weights(to, w.step < 0 ? S - 1 - s : s); });
     } else {
-      for (int s = 0; s < w.taps; ++s) {
-        float weight[V];
-        weights(weight, w.first_tap + s * w.tap_step);
-        FASTCONV_UNROLL
-        for (int q = 0; q < columns; ++q) add(sum[q], pixel((column + q) * w.stride + w.first + s * w.step), weight);
-      }
+      add_taps<T>(
+          sum, w.taps, [&](int q, int s) { return pixel((column + q) * w.stride + w.first + s * w.step); },
+          [&](float (&to)[V], int s) { weights(to, w.first_tap + s * w.tap_step); });
     }
   }
   const int64_t y = static_cast<int64_t>(row) * h.out_step + h.out_first;

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
 
-from fastconv import functional, reference
+from fastconv import functional
 from fastconv.kernels.triton import configure, dw_pw
 from fastconv.problem import Problem
-from fastconv.testing import fuzz, guard, inputs, tolerances
+from fastconv.testing.check_pair import behind, check_pair, is_exact, random_pairs
 
 from .tiles import small_tile
 
@@ -26,47 +27,12 @@ CASES = (
     ("n1c9h6w5_k9r3s3_p1_g9_f32nhwc_sigmoid", 20, "_bias_leakyrelu0.25"),
 )
 RANDOM = 100
-MAX_FLOPS, MAX_PIXELS = 3e5, 500  # of a random depthwise problem
 
 
-def behind(first: Problem, k: int, ending: str) -> Problem:
-    return Problem(f"n{first.n}c{first.k}h{first.h.out}w{first.w.out}_k{k}r1s1_{first.dtype}{first.layout}{ending}")
-
-
-def exact(problem: Problem, x, w, bias=None, residual=None):
-    return reference.epilogue(problem, reference.conv2d(problem, x=x, w=w), bias, residual)
-
-
-def check(first: Problem, second: Problem, number: int, integer: bool) -> None:
-    """Equality on integers, where the depthwise result is rounded once too; else the bound of both sums."""
-    one, two = inputs.make(first, number, integer), inputs.make(second, number + 1, integer)
-    out = inputs.guarded_output(second, number % 16)
-    hidden = exact(first, one.first, one.second, one.bias)
-    stored = hidden.to(one.first.dtype)
-    expected = exact(second, stored if integer else hidden, two.second, two.bias, two.residual)
-    operands = {"x": one.first, "w": one.second, "filter": two.second}
-    operands |= {"depthwise_bias": one.bias, "bias": two.bias, "residual": two.residual}
-    operands = {name: guard.guarded(t, number % 16) for name, t in operands.items() if t is not None}
+def run(first: Problem, second: Problem, number: int, **operands) -> None:
     with configure.forced(small_tile(second, number)):
-        for launch in dw_pw.plan(first, second, **operands, out=out.buffer)[1]:
+        for launch in dw_pw.plan(first, second, **operands)[1]:
             launch()
-    case = f"{first} then {second}, {number=}, {integer=}"
-    assert out.violation() is None, f"{case}: {out.violation()}"
-    assert not out.tensor.isnan().any(), f"{case}: not written, or read outside"
-    if integer and {first.activation, second.activation} <= {"none", "relu", "relu6"}:
-        assert torch.equal(out.tensor, expected.to(out.tensor.dtype)), case
-        return
-    sizes = exact(first.replace(activation="none"), one.first.abs(), one.second.abs(), _size(one.bias))
-    # An activation is at most 1.2 times as steep as its input, sigmoid(0) is a half.
-    sizes = tolerances.LARGEST_SLOPE * sizes + 0.5
-    sizes = exact(second.replace(activation="none"), sizes, two.second.abs(), _size(two.bias), _size(two.residual))
-    terms = inputs.terms(first) + inputs.terms(second) + 8
-    allowed = tolerances.allowed(second.dtype, terms, "direct", sizes, expected, roundings=2)
-    assert ((out.tensor.double() - expected).abs() <= allowed).all(), case
-
-
-def _size(t):
-    return None if t is None else t.abs()
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
@@ -75,22 +41,19 @@ def test_equals_one_after_the_other(number):
     first = Problem(text)
     second = behind(first, k, ending)
     assert dw_pw.refuses(first, second) is None
-    exact = {first.activation, second.activation} <= {"none", "relu", "relu6"}
-    check(first, second, number, integer=exact and number % 4 != 0)
+    integer = is_exact(first, second) and number % 4 != 0
+    check_pair(partial(run, number=number), first, second, number, integer)
 
 
 @pytest.mark.full
 def test_random_problems():
-    rng, found = random.Random("fused"), 0
-    while found < RANDOM:
-        first = fuzz.random_problem(rng, max_flops=MAX_FLOPS, pass_="fprop")
-        if not first.is_depthwise or first.n * first.h.out * first.w.out > MAX_PIXELS or first.in_channels:
-            continue
-        first = first.replace(residual=False, out_channels=0, out_offset=0)
-        second = behind(first, rng.choice(fuzz.CHANNELS), rng.choice(("", "_bias_relu", "_bias_res", "_silu")))
+    found = 0
+    for first, second in random_pairs(random.Random("fused")):
         if dw_pw.refuses(first, second) is None:
-            check(first, second, found, integer=found % 4 != 3)
+            check_pair(partial(run, number=found), first, second, found, integer=found % 4 != 3)
             found += 1
+        if found == RANDOM:
+            return
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
