@@ -101,3 +101,10 @@ def kernel(name: str) -> Kernel:
         if row.name == name:
             return row
     raise ValueError(f"There is no kernel named {name!r}.")
+
+
+def names() -> list[str]:
+    """Of all kernels, also of those that compute two problems and are no rows (``kernels/pairs.py``)."""
+    from fastconv.kernels import pairs
+
+    return [kernel.name for kernel in kernels()] + [pair.name for pair in pairs.pairs()]

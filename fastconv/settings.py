@@ -157,7 +157,7 @@ class config:
 def _check_patterns(patterns: str) -> None:
     from fastconv import registry
 
-    names = [kernel.name for kernel in registry.kernels()]
+    names = registry.names()
     for pattern in patterns.split(","):
         if not any(fnmatchcase(name, pattern.removeprefix("-")) for name in names):
             raise ValueError(f"config: no kernel matches {pattern!r}; 'fastconv doctor' lists the kernels.")

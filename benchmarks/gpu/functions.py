@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu import clock, race
+from fastconv import config
 from fastconv import functional as ours
+from fastconv.kernels import pairs
 from fastconv.problem import Problem
 from fastconv.testing import inputs
 
@@ -38,6 +40,14 @@ class Function:
     @property
     def has_gradient(self) -> bool:
         return self.name == "conv2d_batch_norm"
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels that can run the whole of it, where there is a choice."""
+        if self.has_gradient:
+            return []
+        taking = (p for p in pairs.pairs() if race.DEVICE in p.devices and not p.refuses(self.first, self.second))
+        return [pair.name for pair in taking]
 
     @property
     def dtype(self) -> str:
@@ -94,6 +104,12 @@ class Function:
         if self.second is None:
             return y
         return _activated(self.second, functional.conv2d(y, t["second"], t.get("second_bias"), *_geometry(self.second)))
+
+
+def _by(kernel: str, function: Function, tensors: Tensors) -> Tensor:
+    """Our call on one kernel."""
+    with config(kernel=kernel, strict=True):
+        return function.own(tensors)
 
 
 def parsed(text: str) -> Function:
@@ -161,5 +177,6 @@ def check(text: str) -> dict:
     with race.pytorch(tf32=function.dtype == "tf32"):
         for kind, run in (("forward", forward), ("step", step))[: 2 if function.has_gradient else 1]:
             calls = {PEER: partial(run, function.peer, tensors), OWN: partial(run, function.own, tensors)}
+            calls |= {name: partial(run, partial(_by, name, function), tensors) for name in function.kernels}
             times[kind] = {name: clock.as_dict(clock.seconds([call])) for name, call in calls.items()}
     return {"outcome": "ok", "times": times, "distance": found}

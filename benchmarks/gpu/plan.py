@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastconv import registry
+from fastconv.kernels import pairs
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 from fastconv.testing import corpus, gpu_cases, speed
@@ -89,17 +90,18 @@ def kernels() -> list[Kernel]:
 
 def units() -> list[Unit]:
     """All work, in order of value: does every kernel run and is right in brief; limits; streams and graphs; one timing
-    of each kind; functions of several ops; the sanitizers; the whole proof; the emulator beside the device; every layer
-    of every network; and what compilation makes of the headlines, which takes longest.
+    of each kind; kernels of two problems, and functions of several ops; the sanitizers; the whole proof; the emulator
+    beside the device; every layer of every network; and what compilation makes of the headlines, which takes longest.
     """
     rows = kernels()
     proofs = [Unit(f"prove/{k.name}/{dtype}", 40) for k in rows for dtype in gpu_cases.dtypes(k)]
     return [
-        *(Unit(f"smoke/{k.name}", 8) for k in rows),
+        *(Unit(f"smoke/{k.name}", 7) for k in rows),
         Unit("limits/copy", 5, alone=True),
         *(Unit(f"limits/{dtype}", 5, alone=True) for dtype in ("bf16", "f16", "tf32", "f32")),
         *(Unit(f"behave/{name}", 5, alone=True) for name in BEHAVIOURS),
         *(Unit(f"time/{text}", 15, alone=True) for text in HEADLINES),
+        *(Unit(f"pair/{pair.name}", 40) for pair in pairs.pairs()),
         *(Unit(f"function/{text}", 20, alone=True) for text in FUNCTIONS),
         *(Unit(f"sanitize/{tool}", 150, alone=True) for tool in TOOLS),
         *proofs,

@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import behave, plan
-from fastconv.kernels import triton
+from fastconv.kernels import pairs, triton
+from fastconv.kernels.pairs import Pair
 from fastconv.problem import Problem
 from fastconv.reference_map import OPS as MAPS
 from fastconv.registry import Kernel
 from fastconv.testing import check, gpu_cases, hardware, inputs
 from fastconv.testing.check_map import case as map_case
 from fastconv.testing.check_norm import case as norm_case
+from fastconv.testing.check_pair import behind, check_pair
 from fastconv.testing.check_pool import case as pool_case
 
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvidia/compute-sanitizer")
@@ -28,6 +30,7 @@ LOG = 3000  # characters that are kept
 EACH = 2  # problems of a kernel, of each dtype that it knows
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: \d+ hazards? displayed \((\d+) error)")
 TOUCHED = "TOUCHED "
+PAIRED = "n2c72h9w11_k72r3s3_p1_g72_f16nhwc_bias_relu6"
 
 
 def small(kernel: Kernel) -> Iterator[Problem]:
@@ -52,9 +55,18 @@ def touch() -> None:
             else:
                 _touch(there, problem, i)
         print(TOUCHED + kernel.name, flush=True)
+    for i, pair in enumerate(touched_pairs()):
+        first = Problem(PAIRED).replace(dtype="f32" if pair.name.endswith("_simt") else "f16")
+        check_pair(hardware.pair_through(pair).run, first, behind(first, 72, "_bias_relu"), i, integer=True)
+        print(TOUCHED + pair.name, flush=True)
     for text in touched_functions():
         behave.prepared_functions((text,))
         print(TOUCHED + text, flush=True)
+
+
+def touched_pairs() -> list[Pair]:
+    """Kernels of two problems; Triton's is among the functions."""
+    return [pair for pair in pairs.pairs() if pair.devices == ("cuda",)]
 
 
 def touched_functions() -> tuple[str, ...]:
@@ -111,7 +123,7 @@ def check_tool(tool: str) -> dict:
     )
     log = done.stdout + done.stderr
     errors, touched = reports(log), log.count(TOUCHED)
-    wanted = len(plan.kernels()) + len(touched_functions())
+    wanted = len(plan.kernels()) + len(touched_pairs()) + len(touched_functions())
     facts = {"reports": errors, "kernels": touched}
     if errors is None or touched < wanted:
         said = f"Only {touched} of {wanted} kernels were started under {tool}; its status was {done.returncode}. "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from itertools import islice
 
 import torch
 
 from benchmarks.gpu import behave, clock, functions, race, sanitize
 from fastconv import registry
+from fastconv.kernels import pairs
 from fastconv.problem import Problem
 from fastconv.testing import check, emulator, gpu_cases, hardware, inputs
+from fastconv.testing.check_pair import check_pair, random_pairs
 from fastconv.testing.inputs import DTYPES
 
 SMOKE = 3  # problems of each dtype
@@ -57,6 +60,19 @@ def prove(what: str) -> dict:
     return {"outcome": "ok", "problems": count} if count else nothing(kernel)
 
 
+def pair(name: str) -> dict:
+    """Random pairs of problems, integers and real values."""
+    kernel = hardware.pair_through(next(pair for pair in pairs.pairs() if pair.name == name))
+    most, count = COMPILED if name.endswith("_triton") else RANDOM, 0
+    for first, second in islice(random_pairs(random.Random(name)), 20 * most):
+        if count < most and kernel.refuses(first, second) is None:
+            check_pair(kernel.run, first, second, count, integer=count % 4 != 3)
+            count += 1
+    return (
+        {"outcome": "ok", "problems": count} if count else {"outcome": "skipped", "reason": "It accepts no pair here."}
+    )
+
+
 def emulate(name: str) -> dict:
     """The same operands in the emulator and on the device: equal bits on integers; on real values, how many are."""
     emulated, real = emulator.kernel(name), on_gpu(name)
@@ -101,6 +117,7 @@ KINDS = {
     "behave": behave.check,
     "sanitize": sanitize.check_tool,
     "time": lambda text: race.race(Problem(text)),
+    "pair": pair,
     "function": functions.check,
     "compile": lambda text: race.compiled(Problem(text)),
 }

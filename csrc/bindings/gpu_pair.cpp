@@ -60,8 +60,8 @@ void emulate(size_t row, const Problem& first, const Problem& second, const at::
   auto allow = [&](const OptionalTensor& t, bool written) {
     if (t) ranges.push_back({t->const_data_ptr(), extent_of(*t), written});
   };
-  for (const OptionalTensor& t : {OptionalTensor(x), OptionalTensor(w), OptionalTensor(filter), depthwise_bias, bias,
-                                  residual})
+  for (const OptionalTensor& t :
+       {OptionalTensor(x), OptionalTensor(w), OptionalTensor(filter), depthwise_bias, bias, residual})
     allow(t, false);
   allow(workspace, true), allow(out, true);
   const emulated::Allowed allowed(std::move(ranges));
@@ -102,10 +102,9 @@ void add_gpu_pair_functions(py::module_& m) {
   m.def("gpu_pair_workspace", [](size_t row, const Problem& first, const Problem& second) {
     return pair_at(row).body.workspace(first, second);
   });
-  m.def("gpu_pair_emulate", &emulate, py::arg("row"), py::arg("first"), py::arg("second"), py::arg("out"),
-        py::arg("x"), py::arg("w"), py::arg("filter"), py::arg("depthwise_bias") = py::none(),
-        py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("workspace") = py::none(),
-        py::arg("seed") = 0);
+  m.def("gpu_pair_emulate", &emulate, py::arg("row"), py::arg("first"), py::arg("second"), py::arg("out"), py::arg("x"),
+        py::arg("w"), py::arg("filter"), py::arg("depthwise_bias") = py::none(), py::arg("bias") = py::none(),
+        py::arg("residual") = py::none(), py::arg("workspace") = py::none(), py::arg("seed") = 0);
   m.def("gpu_pair_run", &run, py::arg("row"), py::arg("first"), py::arg("second"), py::arg("x"), py::arg("w"),
         py::arg("filter"), py::arg("depthwise_bias") = py::none(), py::arg("bias") = py::none(),
         py::arg("residual") = py::none(), py::arg("out") = py::none());

@@ -52,9 +52,10 @@ def doctor() -> None:
 
 def _print_kernels(screen) -> None:
     from fastconv import registry, settings
+    from fastconv.kernels import pairs
 
     table = Table("kernel", "runs on", "allowed here", title="kernels, in order of preference", title_justify="left")
-    for kernel in registry.kernels():
+    for kernel in (*registry.kernels(), *pairs.pairs()):
         table.add_row(kernel.name, ", ".join(kernel.devices), settings.current().refuses(kernel) or "yes")
     screen.print(table, highlight=False)
 

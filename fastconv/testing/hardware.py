@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastconv import registry
+from fastconv.kernels.pairs import Pair
 from fastconv.problem import Problem
 from fastconv.registry import Kernel
 from fastconv.testing.inputs import DTYPES
@@ -32,6 +33,11 @@ def through(kernel: Kernel, device: str = DEVICE) -> Kernel:
     return replace(kernel, devices=("cpu",), run=partial(_run, kernel, device), gpu=None)
 
 
+def pair_through(pair: Pair, device: str = DEVICE) -> Pair:
+    """The same for a kernel of two problems."""
+    return replace(pair, devices=("cpu",), run=partial(_run_pair, pair, device))
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All that lies in the tensor's storage, in one row."""
     return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
@@ -48,13 +54,24 @@ def _run(kernel: Kernel, device: str, problem: Problem, *, out: Tensor, threads:
     there = {name: moved(t, device) if isinstance(t, Tensor) else t for name, t in operands.items()}
     target = moved(out, device)
     result = kernel.run(problem, out=target, threads=threads, **there)
-    if result.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
-        raise RuntimeError(f"{kernel.name} on {problem} did not write the tensor it was given.")
-    whole(out).copy_(whole(target))
+    _bring(f"{kernel.name} on {problem}", result, target, out)
     for name in ("index", "stats"):
         if isinstance(operands.get(name), Tensor):
             whole(operands[name]).copy_(whole(there[name]))
     return out
+
+
+def _run_pair(pair: Pair, device: str, *problems: Problem, out: Tensor, **operands: Tensor) -> Tensor:
+    target = moved(out, device)
+    result = pair.run(*problems, out=target, **{name: moved(t, device) for name, t in operands.items()})
+    _bring(f"{pair.name} on {' and '.join(map(str, problems))}", result, target, out)
+    return out
+
+
+def _bring(what: str, result: Tensor, target: Tensor, out: Tensor) -> None:
+    if result.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
+        raise RuntimeError(f"{what} did not write the tensor it was given.")
+    whole(out).copy_(whole(target))
 
 
 def accepts(kernel: Kernel, problem: Problem) -> bool:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from fastconv import registry
+from fastconv.kernels import pairs
 from fastconv.registry import Kernel
 from fastconv.testing import gpu_cases
 
@@ -51,6 +52,13 @@ def table(units: dict[str, dict], name: str = "hardware") -> str:
     for kernel in kernels():
         without = "interpreted" if kernel.gpu is None else "emulated"
         lines.append(f"| {kernel.name} | {without} | {hardware(units, kernel)} |")
+    for pair in pairs.pairs():
+        without = "emulated" if pair.devices == ("cuda",) else "interpreted"
+        found = units.get(f"pair/{pair.name}")
+        proven = NEVER
+        if found and found["outcome"] != "skipped":
+            proven = f"{found['problems']} pairs" if found["outcome"] == "ok" else found["outcome"].upper()
+        lines.append(f"| {pair.name} | {without} | {proven} |")
     return "\n".join(lines)
 
 

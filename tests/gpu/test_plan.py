@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import crew, plan, report, sanitize, state, worker
 from benchmarks.gpu.plan import Unit
+from fastconv.kernels import pairs
 from fastconv.problem import Problem
 from fastconv.testing import emulator, gpu_cases, proof
 
@@ -42,13 +43,14 @@ def test_every_kernel_is_started_proven_and_emulated():
     for kernel in plan.kernels():
         assert f"smoke/{kernel.name}" in names
         assert all(f"prove/{kernel.name}/{dtype}" in names for dtype in gpu_cases.dtypes(kernel))
+    assert {f"pair/{pair.name}" for pair in pairs.pairs()} == {n for n in names if n.startswith("pair/")}
     assert {f"emulate/{k.name}" for k in emulator.rows()} == {n for n in names if n.startswith("emulate/")}
     assert all(f"sanitize/{tool}" in names for tool in ("memcheck", "racecheck", "synccheck", "initcheck"))
 
 
 def test_the_most_valuable_comes_first():
     kinds = list(dict.fromkeys(unit.kind for unit in plan.units()))
-    assert kinds == ["smoke", "limits", "behave", "time", "function", "sanitize", "prove", "emulate", "compile"]
+    assert kinds == ["smoke", "limits", "behave", "time", "pair", "function", "sanitize", "prove", "emulate", "compile"]
     first = [unit for unit in plan.units() if unit.kind in ("smoke", "limits", "behave")]
     together = sum(unit.seconds / (1 if unit.alone else command.MOST_JOBS) for unit in first)
     assert together < command.SECONDS / 4
@@ -56,7 +58,7 @@ def test_the_most_valuable_comes_first():
 
 
 def test_what_is_timed_is_alone():
-    assert all(unit.alone == (unit.kind not in ("smoke", "prove", "emulate")) for unit in plan.units())
+    assert all(unit.alone == (unit.kind not in ("smoke", "prove", "emulate", "pair")) for unit in plan.units())
 
 
 def test_every_layer_of_every_network_is_timed_forwards_and_backwards():
@@ -226,7 +228,7 @@ def test_a_table_of_nothing():
         "0 of" in shown
         and "Times" not in shown
         and "Functions" not in shown
-        and shown.count("| not yet |") == len(plan.kernels())
+        and shown.count("| not yet |") == len(plan.kernels()) + len(pairs.pairs())
     )
 
 

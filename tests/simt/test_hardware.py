@@ -12,6 +12,7 @@ import torch
 from fastconv.problem import Problem
 from fastconv.testing import emulator, hardware
 from fastconv.testing.check import check_conv
+from fastconv.testing.check_pair import behind, check_pair
 from fastconv.testing.check_pool import check_pool
 
 CONVOLUTIONS = (
@@ -39,6 +40,16 @@ def test_convolutions_travel(text, offset):
 def test_pools_travel_with_their_indices(text):
     problem = Problem(text)
     check_pool(travelling(f"maxpool2d/{problem.pass_}_window_simt"), problem, kind="ties", offset=3)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_pairs_travel(number):
+    first = Problem("n1c8h5w4_k8r3s3_p1_g8_f32nhwc_bias_relu")
+    pair = next(pair for pair in emulator.pairs() if pair.name.endswith("_simt"))
+    check_pair(hardware.pair_through(pair, "cpu").run, first, behind(first, 5, "_out2of9"), number, integer=True)
+    lazy = hardware.pair_through(replace(pair, run=lambda *_, out, **__: out.clone()), "cpu")
+    with pytest.raises(RuntimeError, match="did not write the tensor it was given"):
+        check_pair(lazy.run, first, behind(first, 5), number, integer=True)
 
 
 def test_what_is_written_around_a_result_travels_back():
