@@ -56,7 +56,8 @@ def fprop(
     if not problem.training:
         mean = torch.zeros_like(variance) if mean is None else mean
         return aten.native_batch_norm(x, w, bias, mean, variance, False, 0.0, eps)[0]
-    # With a momentum of 1 the running statistics are the batch's.
+    # With a momentum of 1 the running statistics are the batch's, if nothing times zero is nothing.
+    stats.zero_()
     y = aten.native_batch_norm(x, w, bias, stats[0], stats[1], True, 1.0, eps)[0]
     count = problem.n * problem.h.size * problem.w.size
     stats[1].mul_((count - 1) / count)

@@ -151,3 +151,12 @@ def test_problem_strings():
     eval_, train = Problem("batchnorm2d_n2c3h4w5_f32nchw"), Problem("batchnorm2d_n2c3h4w5_f32nchw_train")
     assert eval_ != train and hash(eval_) != hash(train)
     assert eval_.bytes == 2 * 4 * 120 and eval_.replace(pass_="dgrad").bytes == 3 * 4 * 120
+
+
+def test_pytorch_s_row_writes_over_whatever_lay_where_statistics_go():
+    problem = Problem("batchnorm2d_n2c5h3w4_f32nhwc").replace(training=True)
+    given = case(problem, "normal", 0)
+    stats = torch.full(given.stats.shape, torch.nan)
+    y = registry.kernel("batchnorm2d/fprop_aten").run(problem, **given.tensors, stats=stats, **given.numbers)
+    torch.testing.assert_close(stats.double(), given.stats.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y.double(), given.expected.double(), rtol=1e-4, atol=1e-4)
