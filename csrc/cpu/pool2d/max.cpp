@@ -6,7 +6,8 @@
 // S taps, for all output columns, are kept in a ring of rows, so vertically overlapping windows share them; an output
 // row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
 // to the sign of a zero. Windows two columns wide that lie side by side need none of it where no index is asked for
-// (pairs.h). Few output columns or ragged adaptive windows go element by element. The gradient adds each
+// (pairs.h); planes that stay in L1 are taken whole (planes.h). Few output columns with an index or ragged adaptive
+// windows go element by element. The gradient adds each
 // dy to the pixel its index names, a plane on one thread.
 // Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
@@ -17,12 +18,16 @@
 // registers, tap by tap, was 1.0 to 6 times slower than adding element by element.
 // NCHW at batch 8 with two threads, since rows of stride 2 are read in registers to their end: 3x3/2 64@112 1.46
 // to 1.04 ms (24x torch). 2x2/2 without an index, since it needs no scratch, at batch 1 and 8: 512@14 92 to 19 us and
-// 489 to 107 us (12x and 22x torch NCHW), 512@28 152 to 32 us (37x). Loses for windows above about 7x7 in NHWC, where
+// 489 to 107 us (12x and 22x torch NCHW), 512@28 152 to 32 us (37x). Whole planes without an index (Zen 5, two threads,
+// batch 8, 2026-11-23): 3x3/1 512@14 0.52 to 0.17 ms, 832@7 0.38 to 0.18, 192@28 0.42 to 0.19, 3x3/2 480@28 0.79 to
+// 0.38, 192@56 0.71 to 0.54, 256@13 0.19 to 0.08; predicted by instructions half of that, the rest being rows that are
+// loaded across stores of parts of registers. Loses for windows above about 7x7 in NHWC, where
 // every tap is read anew for each output.
 #include <limits>
 
 #include "pairs.h"
 #include "plain.h"
+#include "planes.h"
 #include "rows.h"
 #include "scatter.h"
 
@@ -276,6 +281,16 @@ void run_typed(const Problem& p, const Args& args, const Parallel& parallel) {
           pool_pairs<T>(
               p, args, rows, begin, end, [](V best, V value) { return max(value, best); }, [](V all) { return all; });
         });
+    using A = arithmetic<T>;
+    if constexpr (std::is_void_v<I>)
+      if (PlaneMax<A>::fits(rows, columns))
+        return parallel(p.n * p.c, [&](int64_t begin, int64_t end, int thread) {
+          A* memory = static_cast<A*>(args.workspace) + thread * PlaneMax<A>::elements(rows, columns);
+          PlaneMax<A> plane(rows, columns, memory);
+          for (int64_t i = begin; i < end; ++i)
+            plane.run(static_cast<const T*>(args.x) + i * p.in_pixels(),
+                      static_cast<T*>(args.out) + i * p.out_pixels());
+        });
     if (by_rows(rows, columns)) return NchwMax<T, I>(p, args).fprop(parallel);
     parallel(p.n * p.c, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) plain::max_fprop<T, I, arithmetic<T>>(p, args, i);
@@ -306,6 +321,8 @@ int64_t workspace(const Problem& p, int threads) {
     int64_t elements = 0;
     if (p.pass == Pass::dgrad)
       elements = std::is_same_v<T, A> ? 0 : padded_row(p.in_pixels());
+    else if (p.index == Index::none && PlaneMax<A>::fits(rows, columns))
+      elements = PlaneMax<A>::elements(rows, columns);
     else if (by_rows(rows, columns))
       elements = MaxScratch<A>::elements(rows, columns);
     bytes = elements * static_cast<int64_t>(sizeof(A));
