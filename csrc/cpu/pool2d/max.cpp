@@ -7,8 +7,7 @@
 // row is the maximum of R ring rows. Rows first and left to right: ties and NaNs come out as torch's scan has them,
 // to the sign of a zero. Windows two columns wide that lie side by side need none of it where no index is asked for
 // (pairs.h); planes that stay in L1 are taken whole (planes.h). Few output columns with an index or ragged adaptive
-// windows go element by element. The gradient adds each
-// dy to the pixel its index names, a plane on one thread.
+// windows go element by element. The gradient adds each dy to the pixel its index names, a plane on one thread.
 // Bytes moved: x once, y once, the index once (one byte inside autograd, eight when int64 positions are asked for).
 // Against torch 2.13 (Zen 4 shared with other work, one thread, f32, 2026-11-22, x times faster at batch 1 and 8):
 //   forward NCHW 3x3/2 64@112 12.7 and 17.5, 2x2/2 64@224 16.3 and 20.4, 3x3/1 480@14 7.7 and 10.6
@@ -20,9 +19,8 @@
 // to 1.04 ms (24x torch). 2x2/2 without an index, since it needs no scratch, at batch 1 and 8: 512@14 92 to 19 us and
 // 489 to 107 us (12x and 22x torch NCHW), 512@28 152 to 32 us (37x). Whole planes without an index (Zen 5, two threads,
 // batch 8, 2026-11-23): 3x3/1 512@14 0.52 to 0.17 ms, 832@7 0.38 to 0.18, 192@28 0.42 to 0.19, 3x3/2 480@28 0.79 to
-// 0.38, 192@56 0.71 to 0.54, 256@13 0.19 to 0.08; predicted by instructions half of that, the rest being rows that are
-// loaded across stores of parts of registers. Loses for windows above about 7x7 in NHWC, where
-// every tap is read anew for each output.
+// 0.38, 192@56 0.71 to 0.54, 256@13 0.19 to 0.08; counting instructions had predicted half of that. Loses for windows
+// above about 7x7 in NHWC, where every tap is read anew for each output.
 #include <limits>
 
 #include "pairs.h"
